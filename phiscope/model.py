@@ -1,0 +1,253 @@
+"""The Phi architecture: parallel blocks over a packed batch.
+
+Letters: N tokens of all sequences end to end, S sequences, H heads, G key-value heads, D head_dim,
+R rows whose logits are wanted, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phiscope.attention import Backend, attend_with_maps, sdpa, select_backend
+from phiscope.cache import KVCache
+from phiscope.config import PhiConfig
+from phiscope.errors import ContextLengthError, UnsupportedError
+from phiscope.outputs import Plan
+from phiscope.packing import Packed
+from phiscope.rotary import make_tables, rotate
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What every block of one forward shares."""
+
+    packed: Packed
+    cos: Tensor  # (N, rotary_dim / 2)
+    sin: Tensor
+    cache: KVCache | None
+    plan: Plan | None
+
+    def at(self, name: str, layer: int | None, x: Tensor) -> Tensor:
+        """Show a point to the plan, if there is one."""
+        return x if self.plan is None else self.plan.at(name, layer, x)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with rotary positions; query heads may share key heads."""
+
+    def __init__(self, config: PhiConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.num_key_value_heads,
+        )
+        self.head_dim = config.head_dim
+        self.backend: Backend = sdpa
+        width = config.num_attention_heads * config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * config.head_dim)
+        self.dense = nn.Linear(width, config.hidden_size)
+        if config.qk_layernorm:
+            self.q_layernorm = nn.LayerNorm(config.head_dim, config.layer_norm_eps)
+            self.k_layernorm = nn.LayerNorm(config.head_dim, config.layer_norm_eps)
+
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        q, k, v = self._project(x)  # (N, H, D), (N, G, D), (N, G, D)
+        q, k, v = (run.at(name, self.layer, y) for name, y in (("q", q), ("k", k), ("v", v)))
+        q = run.at("q_rot", self.layer, rotate(q, run.cos, run.sin))
+        k = run.at("k_rot", self.layer, rotate(k, run.cos, run.sin))
+        if run.cache is not None:
+            k, v = run.cache.write(self.layer, k, v, run.packed)
+        z = run.at("z", self.layer, self._attend(q, k, v, run))  # (N, H, D)
+        output: Tensor = self.dense(z.flatten(1))
+        return output
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        q, k, v = heads.split(self.heads, dim=1)
+        if hasattr(self, "q_layernorm"):
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
+        return q, k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, run: Pass) -> Tensor:
+        plan, layer = run.plan, self.layer
+        if plan is None or not plan.wants_maps(layer):
+            return self.backend(q, k, v, run.packed)
+        return attend_with_maps(
+            q, k, v, run.packed, lambda name, sequence, x: plan.at(name, layer, x, sequence)
+        )
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, config: PhiConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        x = run.at("mlp_pre", self.layer, self.fc1(x))
+        x = run.at("mlp_act", self.layer, self.activation(x))
+        output: Tensor = self.fc2(x)
+        return output
+
+
+class ParallelBlock(nn.Module):
+    """x + attention(norm(x)) + mlp(norm(x)): both read the same norm, so nothing lies between."""
+
+    def __init__(self, config: PhiConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config, layer)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        x = run.at("resid_pre", self.layer, x)
+        normed = run.at("ln_out", self.layer, self.input_layernorm(x))
+        attn_out = run.at("attn_out", self.layer, self.self_attn(normed, run))
+        mlp_out = run.at("mlp_out", self.layer, self.mlp(normed, run))
+        x = self.dropout(attn_out) + self.dropout(mlp_out) + x
+        return run.at("resid_post", self.layer, x)
+
+
+class PhiModel(nn.Module):
+    """Embeddings and blocks; all of them and the final norm, or only the first few blocks."""
+
+    def __init__(self, config: PhiConfig, *, layers: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        num_blocks = _count_blocks(config, layers)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.layers = nn.ModuleList(ParallelBlock(config, layer) for layer in range(num_blocks))
+        self.final_layernorm = (
+            nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if layers is None else None
+        )
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def forward(
+        self,
+        inputs: Tensor,
+        packed: Packed,
+        *,
+        cache: KVCache | None = None,
+        plan: Plan | None = None,
+    ) -> Tensor:
+        """Run token ids (N,) or embeddings (N, hidden) and return hidden states (N, hidden).
+
+        They are those after the final norm; where `plan.depth` is a number, the residual stream
+        after that many blocks. Raises `ContextLengthError` for positions beyond the context and
+        `UnsupportedError` if blocks are wanted that were not loaded.
+        """
+        depth = self._check(packed, cache, plan)
+        cos, sin = self._rotations(packed.positions)
+        run = Pass(packed, cos, sin, cache, plan)
+        x = inputs if inputs.is_floating_point() else self.embed_tokens(inputs)
+        x = run.at("embeddings", None, self.dropout(x))
+        for block in self.layers[:depth]:
+            x = block(x, run)
+        if depth is not None:
+            return x
+        assert self.final_layernorm is not None
+        return run.at("final_norm", None, self.final_layernorm(x))
+
+    def _check(self, packed: Packed, cache: KVCache | None, plan: Plan | None) -> int | None:
+        end, limit = max(packed.key_lengths), self.config.max_position_embeddings
+        if end > limit:
+            raise ContextLengthError(f"{end} tokens exceed the context of {limit}")
+        if (cache is None) != (packed.slots is None):
+            raise ValueError("a cache and a packing with slots belong together: give both or none")
+        if cache is not None and end > cache.num_places:
+            raise ContextLengthError(f"{end} tokens exceed the {cache.num_places} of a cache slot")
+        depth = None if plan is None else plan.depth
+        if (depth is None and self.final_layernorm is None) or (depth or 0) > len(self.layers):
+            wanted = "all blocks" if depth is None else f"{depth} blocks"
+            raise UnsupportedError(
+                f"{wanted} are wanted of a model loaded with layers={len(self.layers)};"
+                " load it without layers="
+            )
+        return depth
+
+    def _rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Tables are made here, not kept as buffers that a build on "meta" leaves uninitialised."""
+        if self._tables is None or self._tables[0].device != positions.device:
+            self._tables = make_tables(self.config, positions.device)
+        cos, sin = self._tables
+        return cos[positions], sin[positions]
+
+
+class PhiForCausalLM(nn.Module):
+    """Phi with its language-model head; with `layers=17`, 17 blocks and no head."""
+
+    def __init__(self, config: PhiConfig, *, layers: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = PhiModel(config, layers=layers)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size) if layers is None else None
+
+    def forward(
+        self,
+        inputs: Tensor,
+        packed: Packed,
+        *,
+        cache: KVCache | None = None,
+        plan: Plan | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (R, vocab) of the tokens in `rows` (R,) int64, or of all; in fp32 at least."""
+        if plan is not None and plan.depth is not None:
+            raise ValueError("logits need the whole model, but the plan stops early")
+        hidden = self.model(inputs, packed, cache=cache, plan=plan)
+        logits = self.logits(hidden if rows is None else hidden[rows])
+        return logits if plan is None else plan.at("logits", None, logits)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head alone: (R, hidden) after the final norm to (R, vocab), in fp32 at least."""
+        if self.lm_head is None:
+            raise UnsupportedError("a model loaded with layers= has no head; load it without")
+        logits: Tensor = self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def set_attention(self, name: str) -> None:
+        """Choose the attention backend: eager, sdpa, flash or flex."""
+        backend = select_backend(name)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Matrices normal with the config's `initializer_range`, biases zero, norms one."""
+        spread = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=spread, generator=generator)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                nn.init.zeros_(module.bias)
+
+
+def _count_blocks(config: PhiConfig, layers: int | None) -> int:
+    if layers is None:
+        return config.num_hidden_layers
+    if not 0 <= layers <= config.num_hidden_layers:
+        raise ValueError(f"layers must be from 0 to {config.num_hidden_layers}, got {layers}")
+    return layers

@@ -1,0 +1,148 @@
+"""Packed: many sequences as one flat run of tokens, the native form of a batch.
+
+Token `offsets[i] + t` is the t-th new token of sequence i. A sequence may already have `starts[i]`
+tokens in a cache slot; without a cache all starts are 0. Padding does not exist.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where each of S sequences lies in a flat run of N tokens. Make one with `pack_lengths`."""
+
+    lengths: tuple[int, ...]
+    """New tokens of each sequence, all at least 1."""
+    starts: tuple[int, ...]
+    """Tokens of each sequence that the cache already holds."""
+    slots: tuple[int, ...] | None
+    """Cache slot of each sequence; None when there is no cache."""
+    positions: Tensor
+    """(N,) int64: the place of each token in its own sequence."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """S + 1 borders: sequence i holds tokens offsets[i] to offsets[i + 1]."""
+        return tuple(accumulate(self.lengths, initial=0))
+
+    @cached_property
+    def key_lengths(self) -> tuple[int, ...]:
+        """Tokens each sequence attends to: those in the cache and the new ones."""
+        return tuple(s + n for s, n in zip(self.starts, self.lengths, strict=True))
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether all sequences are new and equally long, so that they form a (S, T) matrix."""
+        return self.slots is None and len(set(self.lengths)) == 1
+
+    @cached_property
+    def token_slots(self) -> Tensor:
+        """(N,) int64: the cache slot of each token."""
+        assert self.slots is not None, "a batch without a cache has no slots"
+        return _spread(self.slots, self.lengths, self.positions.device)
+
+    @cached_property
+    def token_sequences(self) -> Tensor:
+        """(N,) int64: the sequence of each token."""
+        return _spread(range(self.num_sequences), self.lengths, self.positions.device)
+
+    @cached_property
+    def last_rows(self) -> Tensor:
+        """(S,) int64: the row of each sequence's last token."""
+        return torch.tensor(self.offsets[1:], device=self.positions.device) - 1
+
+    def spans(self) -> Iterator[slice]:
+        """The rows of each sequence, in order."""
+        for begin, end in zip(self.offsets, self.offsets[1:], strict=False):
+            yield slice(begin, end)
+
+    def cu_seqlens(self) -> Tensor:
+        """(S + 1,) int32: borders of the new tokens, as variable-length kernels want them."""
+        return self._borders(self.lengths)
+
+    def cu_seqlens_k(self) -> Tensor:
+        """(S + 1,) int32: borders of the keys."""
+        return self._borders(self.key_lengths)
+
+    def _borders(self, lengths: Sequence[int]) -> Tensor:
+        borders = list(accumulate(lengths, initial=0))
+        return torch.tensor(borders, dtype=torch.int32, device=self.positions.device)
+
+
+def pack_lengths(
+    lengths: Sequence[int],
+    *,
+    starts: Sequence[int] | None = None,
+    slots: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Packed:
+    """Lay out sequences of these lengths; with `starts` and `slots`, behind what a cache holds.
+
+    Raises `ValueError` for an empty batch, an empty sequence, starts without slots, or a slot
+    named twice.
+    """
+    starts = [0] * len(lengths) if starts is None else list(starts)
+    _check(lengths, starts, slots)
+    places = chain.from_iterable(range(s, s + n) for s, n in zip(starts, lengths, strict=True))
+    positions = torch.tensor(list(places), dtype=torch.int64, device=device)
+    return Packed(tuple(lengths), tuple(starts), None if slots is None else tuple(slots), positions)
+
+
+def pack(
+    sequences: Sequence[Sequence[int]], *, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Packed]:
+    """Lay token sequences end to end: ids (N,) int64, and their packing."""
+    packed = pack_lengths([len(sequence) for sequence in sequences], device=device)
+    ids = torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.int64, device=device)
+    return ids, packed
+
+
+def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group rows, longest first, into batches of at most `token_budget` tokens.
+
+    A row longer than the budget has a batch of its own. The result depends on the lengths alone.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+    batches: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if not batches or lengths[row] > room:
+            batches.append([])
+            room = token_budget
+        batches[-1].append(row)
+        room -= lengths[row]
+    return batches
+
+
+def _check(lengths: Sequence[int], starts: Sequence[int], slots: Sequence[int] | None) -> None:
+    if not lengths:
+        raise ValueError("a batch needs at least one sequence")
+    if min(lengths) < 1:
+        raise ValueError(f"sequence {lengths.index(min(lengths))} of the batch has no tokens")
+    if len(starts) != len(lengths) or min(starts) < 0:
+        raise ValueError(f"{len(lengths)} sequences need as many starts >= 0, got {starts}")
+    if slots is None:
+        if any(starts):
+            raise ValueError("sequences that go on from a cache need slots")
+    elif len(slots) != len(lengths) or len(set(slots)) != len(slots):
+        raise ValueError(f"{len(lengths)} sequences need as many different slots, got {slots}")
+
+
+def _spread(values: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
+    counts = torch.tensor(lengths, device=device)
+    return torch.tensor(list(values), device=device).repeat_interleave(counts)

@@ -1,0 +1,172 @@
+"""Execution modes, and what this machine can do: the only file that asks what machine this is."""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from phiscope.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Where and how a model runs."""
+
+    name: str
+    device: str
+    dtype: torch.dtype
+    attention: str
+    """Name of the attention backend."""
+
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode("fp16-flash", "cuda", torch.float16, "flash"),
+        Mode("fp16", "cuda", torch.float16, "sdpa"),
+        Mode("bf16-flash", "cuda", torch.bfloat16, "flash"),
+        Mode("bf16", "cuda", torch.bfloat16, "sdpa"),
+        Mode("fp32", "cuda", torch.float32, "sdpa"),
+        Mode("fp32-cpu", "cpu", torch.float32, "sdpa"),
+        Mode("bf16-cpu", "cpu", torch.bfloat16, "sdpa"),
+    )
+}
+"""The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu) and bf16 beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a machine offers. Memory in bytes."""
+
+    cpu: str
+    num_cores: int
+    cpu_features: tuple[str, ...]
+    memory: int
+    available_memory: int
+    gpus: tuple[str, ...] = ()
+    gpu_memory: int = 0
+    has_flash: bool = False
+    has_gpu_bf16: bool = False
+
+    @property
+    def has_cpu_bf16(self) -> bool:
+        """Whether matrix products in bf16 have instructions of their own."""
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(self.cpu_features))
+
+
+def select_mode(name: str, *, num_parameters: int, machine: Machine | None = None) -> Mode:
+    """The mode of that name, or for "auto" the one this machine serves best.
+
+    "auto" takes fp16-flash (or fp16) on a GPU that holds the model; on a CPU exact fp32 where it
+    fits the memory, else bf16. Raises `UnsupportedError` for a mode that is unknown or that the
+    machine lacks, with the reason and a mode to use instead.
+    """
+    machine = describe_machine() if machine is None else machine
+    if name == "auto":
+        return MODES[_best_mode(num_parameters, machine)]
+    if name not in MODES:
+        raise UnsupportedError(f"no mode {name!r}; choose from auto, {', '.join(MODES)}")
+    reason = find_obstacle(MODES[name], machine)
+    if reason is not None:
+        instead = _best_mode(num_parameters, machine)
+        raise UnsupportedError(f"mode {name!r} {reason}; use mode {instead!r}")
+    return MODES[name]
+
+
+def find_obstacle(mode: Mode, machine: Machine) -> str | None:
+    """Why this machine cannot run a mode, or None if it can."""
+    if mode.device == "cuda" and not machine.gpus:
+        return "needs a CUDA GPU, and torch sees none"
+    if mode.device == "cuda" and mode.dtype == torch.bfloat16 and not machine.has_gpu_bf16:
+        return f"needs a GPU with bf16 (Ampere or later), and this one is {machine.gpus[0]}"
+    if mode.attention == "flash" and not machine.has_flash:
+        return "needs FlashAttention (Ampere or later, torch with varlen_attn), not found here"
+    return None
+
+
+def explain_mode(mode: Mode, machine: Machine) -> str:
+    """One line: why "auto" chose this mode."""
+    if mode.device == "cuda":
+        return f"a GPU is there ({machine.gpus[0]})"
+    if mode.dtype == torch.float32:
+        return "no GPU that holds the model; fp32 is exact and fits the memory"
+    return "no GPU that holds the model, and fp32 would not fit the memory"
+
+
+def describe_machine() -> Machine:
+    """Ask the operating system and torch what is here."""
+    gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    total, available = _read_memory()
+    return Machine(
+        cpu=_read_cpu_name(),
+        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _count(),
+        cpu_features=_read_cpu_features(),
+        memory=total,
+        available_memory=available,
+        gpus=gpus,
+        gpu_memory=torch.cuda.get_device_properties(0).total_memory if gpus else 0,
+        has_flash=bool(gpus) and torch.cuda.get_device_capability(0) >= (8, 0) and _has_varlen(),
+        has_gpu_bf16=bool(gpus) and torch.cuda.get_device_capability(0) >= (8, 0),
+    )
+
+
+def _best_mode(num_parameters: int, machine: Machine) -> str:
+    if machine.gpus and 2 * num_parameters <= 0.9 * machine.gpu_memory:
+        return "fp16-flash" if machine.has_flash else "fp16"
+    return "fp32-cpu" if 4 * num_parameters <= 0.8 * machine.available_memory else "bf16-cpu"
+
+
+def _count() -> int:
+    return os.cpu_count() or 1
+
+
+@cache
+def _has_varlen() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return callable(varlen_attn)
+
+
+def _read_memory() -> tuple[int, int]:
+    """Total and available bytes; Linux says both, elsewhere all memory counts as available."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        total, available = (int(rows[key].split()[0]) * 1024 for key in _MEMORY_ROWS)
+        return total, available
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, total
+
+
+_MEMORY_ROWS = ("MemTotal", "MemAvailable")
+
+
+def _read_cpu_name() -> str:
+    for line in _read_cpuinfo():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _read_cpu_features() -> tuple[str, ...]:
+    for line in _read_cpuinfo():
+        if line.startswith(("flags", "Features")):
+            present = set(line.split(":", 1)[1].split())
+            return tuple(name for name in _FEATURES if name in present)
+    return ()
+
+
+def _read_cpuinfo() -> list[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+
+
+_FEATURES = (
+    "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
+    "asimd", "bf16", "sve",
+)  # fmt: skip
