@@ -72,15 +72,23 @@ def _yarn(frequencies: Tensor, config: PhiConfig, scaling: RopeScaling) -> Frequ
         turns = math.log(context / (rotations * 2 * math.pi))
         return float(config.rotary_dim * turns / (2 * math.log(config.rope_theta)))
 
-    low = max(math.floor(dim_of(scaling.beta_fast or 32.0)), 0)
-    high = min(math.ceil(dim_of(scaling.beta_slow or 1.0)), config.rotary_dim - 1)
+    low, high = dim_of(scaling.beta_fast or 32.0), dim_of(scaling.beta_slow or 1.0)
+    if scaling.truncate is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.rotary_dim - 1)
     ramp = (torch.arange(len(frequencies)).float() - low) / max(high - low, 0.001)
     stretch = ramp.clamp(0, 1)
     scaled = frequencies / scaling.factor * stretch + frequencies * (1 - stretch)
-    attention_factor = scaling.attention_factor
-    if attention_factor is None:
-        attention_factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
-    return scaled, attention_factor
+    return scaled, _temperature(scaling)
+
+
+def _temperature(scaling: RopeScaling) -> float:
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    growth = 0.1 * math.log(scaling.factor)
+    if scaling.mscale and scaling.mscale_all_dim:
+        return (growth * scaling.mscale + 1.0) / (growth * scaling.mscale_all_dim + 1.0)
+    return growth + 1.0
 
 
 SCALINGS: dict[str, Callable[[Tensor, PhiConfig, RopeScaling], Frequencies]] = {

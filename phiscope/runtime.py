@@ -30,11 +30,13 @@ MODES: dict[str, Mode] = {
         Mode("bf16-flash", "cuda", torch.bfloat16, "flash"),
         Mode("bf16", "cuda", torch.bfloat16, "sdpa"),
         Mode("fp32", "cuda", torch.float32, "sdpa"),
+        Mode("fp16-flex", "cuda", torch.float16, "flex"),
+        Mode("fp32-flex", "cuda", torch.float32, "flex"),
         Mode("fp32-cpu", "cpu", torch.float32, "sdpa"),
         Mode("bf16-cpu", "cpu", torch.bfloat16, "sdpa"),
     )
 }
-"""The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu) and bf16 beside them."""
+"""The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu), bf16, and FlexAttention."""
 
 
 @dataclass(frozen=True, kw_only=True)

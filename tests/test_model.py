@@ -48,6 +48,19 @@ VARIANTS = {
         SMALL,
         rope_scaling=RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
     ),
+    "yarn in full": dataclasses.replace(
+        SMALL,
+        rope_scaling=RopeScaling(
+            rope_type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=16,
+            beta_fast=8.0,
+            beta_slow=2.0,
+            mscale=0.7,
+            mscale_all_dim=0.9,
+            truncate=False,
+        ),
+    ),
     "llama3": dataclasses.replace(SMALL, rope_scaling=LLAMA3),
     "silu": dataclasses.replace(SMALL, hidden_act="silu", layer_norm_eps=1e-3),
 }

@@ -1,0 +1,140 @@
+"""The CUDA kernel behind `flash` does not run on a CPU: here its place is taken by its definition,
+written from torch's documentation of `varlen_attn`, so that what we hand it is tested."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phiscope import attention
+from phiscope.attention import BACKENDS, attend_with_maps, eager, select_backend
+from phiscope.errors import UnsupportedError
+from phiscope.packing import pack_lengths
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    packed: object
+
+
+def make_case(lengths, starts=None, slots=None, heads=4, kv_heads=2, dim=8):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    packed = pack_lengths(lengths, starts=starts, slots=slots)
+    shape = (sum(lengths),) if slots is None else (max(slots) + 1, 40)
+    return Case(
+        normal(sum(lengths), heads, dim),
+        normal(*shape, kv_heads, dim),
+        normal(*shape, kv_heads, dim),
+        packed,
+    )
+
+
+CASES = {
+    "alone": make_case([5]),
+    "even": make_case([6, 6, 6]),
+    "ragged": make_case([1, 9, 4]),
+    "decode": make_case([1, 1, 1], [7, 0, 30], [2, 0, 1]),
+    "mixed": make_case([4, 1, 6], [3, 12, 0], [0, 3, 1]),
+    "not grouped": make_case([3, 5], kv_heads=4),
+    "one key head": make_case([3, 5], [2, 2], [0, 1], kv_heads=1),
+}
+
+
+def run(name, case):
+    return BACKENDS[name](case.q, case.k, case.v, case.packed)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_backend_equals_eager(backend, case):
+    torch.testing.assert_close(run(backend, case), run("eager", case), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("takes_gqa", [False, True])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_flash_hands_its_kernel_what_eager_computes(monkeypatch, takes_gqa, case):
+    kernel = (varlen_definition, {"window_size": (-1, 0)}, takes_gqa)
+    monkeypatch.setattr(attention, "_varlen", lambda: kernel)
+    torch.testing.assert_close(run("flash", case), run("eager", case), rtol=1e-12, atol=1e-12)
+
+
+def varlen_definition(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size, enable_gqa=False):
+    assert window_size == (-1, 0)
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert max_q == cu_seq_q.diff().max()
+    assert max_k == cu_seq_k.diff().max()
+    assert enable_gqa or k.shape[1] == q.shape[1]
+    outputs = []
+    for i in range(len(cu_seq_q) - 1):
+        rows = slice(cu_seq_q[i], cu_seq_q[i + 1]), slice(cu_seq_k[i], cu_seq_k[i + 1])
+        one, keys, values = q[rows[0]], k[rows[1]], v[rows[1]]
+        hidden = torch.ones(len(one), len(keys), dtype=torch.bool).triu(len(keys) - len(one) + 1)
+        bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill(hidden, float("-inf"))
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                *[x.transpose(0, 1)[None] for x in (one, keys, values)],
+                attn_mask=bias,
+                enable_gqa=enable_gqa,
+            )[0].transpose(0, 1)
+        )
+    return torch.cat(outputs)
+
+
+def test_torch_has_the_variable_length_kernel_that_flash_calls():
+    kernel, options, _ = attention._varlen()
+    assert callable(kernel)
+    assert options in ({"window_size": (-1, 0)}, {"is_causal": True})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(["sdpa", "eager"]))
+def test_a_sequence_does_not_see_its_neighbours(lengths, backend):
+    case = make_case(lengths)
+    whole = run(backend, case)
+    for span, length in zip(case.packed.spans(), lengths, strict=True):
+        alone = BACKENDS[backend](case.q[span], case.k[span], case.v[span], pack_lengths([length]))
+        torch.testing.assert_close(whole[span], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_maps_are_rows_of_probabilities_that_look_back_only():
+    maps = {}
+
+    def watch(name, sequence, x):
+        maps[name, sequence] = x
+        return x
+
+    case = CASES["mixed"]
+    output = attend_with_maps(case.q, case.k, case.v, case.packed, watch)
+    assert torch.equal(output, run("eager", case))
+    probs = maps["attn_probs", 0]
+    assert probs.shape == (4, 4, 7)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(4, 4, dtype=torch.float64))
+    assert (probs[:, 0, 4:] == 0).all()
+    assert (maps["attn_scores", 0][:, 0, 4:] == float("-inf")).all()
+
+
+def test_a_changed_map_changes_the_output():
+    case = CASES["ragged"]
+
+    def silence(name, sequence, x):
+        return torch.zeros_like(x) if name == "attn_probs" and sequence == 1 else x
+
+    output = attend_with_maps(case.q, case.k, case.v, case.packed, silence)
+    assert (output[1:10] == 0).all()
+    assert torch.equal(output[10:], eager(case.q, case.k, case.v, case.packed)[10:])
+
+
+def test_an_unknown_backend_is_named_with_the_choice():
+    with pytest.raises(UnsupportedError, match=r"'fused'; choose from \['eager'"):
+        select_backend("fused")

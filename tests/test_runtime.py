@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from phiscope.errors import UnsupportedError
+from phiscope.runtime import MODES, Machine, describe_machine, find_obstacle, select_mode
+
+LAPTOP = Machine(
+    cpu="a laptop", num_cores=2, cpu_features=("avx2",), memory=16 << 30, available_memory=14 << 30
+)
+HOPPER = Machine(
+    cpu="a server",
+    num_cores=16,
+    cpu_features=("avx512_bf16",),
+    memory=128 << 30,
+    available_memory=120 << 30,
+    gpus=("NVIDIA H100",),
+    gpu_memory=80 << 30,
+    has_flash=True,
+    has_gpu_bf16=True,
+)
+VOLTA = Machine(
+    cpu="a server",
+    num_cores=8,
+    cpu_features=("avx2",),
+    memory=64 << 30,
+    available_memory=60 << 30,
+    gpus=("Tesla V100",),
+    gpu_memory=16 << 30,
+)
+PHI_2 = 2_779_683_840
+
+
+@pytest.mark.parametrize(
+    ("machine", "num_parameters", "mode"),
+    [
+        (HOPPER, PHI_2, "fp16-flash"),
+        (VOLTA, PHI_2, "fp16"),
+        (VOLTA, 4 * PHI_2, "fp32-cpu"),
+        (LAPTOP, PHI_2, "fp32-cpu"),
+        (LAPTOP, 2 * PHI_2, "bf16-cpu"),
+        (LAPTOP, 5_000_000, "fp32-cpu"),
+    ],
+)
+def test_auto_takes_what_the_machine_serves_best(machine, num_parameters, mode):
+    assert select_mode("auto", num_parameters=num_parameters, machine=machine).name == mode
+
+
+@pytest.mark.parametrize("name", ["fp16-flash", "fp16", "fp32", "bf16", "bf16-flash"])
+def test_a_cuda_mode_without_a_gpu_says_why_and_what_instead(name):
+    with pytest.raises(UnsupportedError, match=rf"'{name}' needs a CUDA GPU.*use mode 'fp32-cpu'"):
+        select_mode(name, num_parameters=PHI_2, machine=LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("fp16-flash", "FlashAttention"), ("bf16", "GPU with bf16")]
+)
+def test_an_older_gpu_says_what_it_lacks(name, reason):
+    with pytest.raises(UnsupportedError, match=rf"{reason}.*use mode 'fp16'"):
+        select_mode(name, num_parameters=PHI_2, machine=VOLTA)
+
+
+def test_every_mode_runs_on_a_new_gpu_machine():
+    assert [name for name, mode in MODES.items() if find_obstacle(mode, HOPPER)] == []
+
+
+def test_an_unknown_mode_is_named_with_the_choice():
+    with pytest.raises(UnsupportedError, match=r"'fp16-cpu'; choose from auto, fp16-flash"):
+        select_mode("fp16-cpu", num_parameters=1, machine=LAPTOP)
+
+
+def test_the_cards_four_modes_are_there():
+    card = {
+        "fp16-flash": ("cuda", torch.float16, "flash"),
+        "fp16": ("cuda", torch.float16, "sdpa"),
+        "fp32": ("cuda", torch.float32, "sdpa"),
+        "fp32-cpu": ("cpu", torch.float32, "sdpa"),
+    }
+    assert {n: (m.device, m.dtype, m.attention) for n, m in MODES.items() if n in card} == card
+
+
+def test_this_machine_can_be_described():
+    machine = describe_machine()
+    assert machine.num_cores >= 1
+    assert 0 < machine.available_memory <= machine.memory
+    assert bool(machine.gpus) == torch.cuda.is_available()
