@@ -1,0 +1,399 @@
+"""The front door: `load()` gives a `Phi`, which generates text and hands out what is inside.
+
+Texts are strings, token ids, or embeddings (T, hidden). Hidden states are numbered as transformers
+numbers them: 0 is the embeddings, i the output of block i - 1, and the last one the output of the
+last block after the final LayerNorm. Everything else is a point with a name (docs/points.md).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phiscope.activations.capture import CapturePlan, make_step_plan
+from phiscope.activations.conventions import Convention, convention_points
+from phiscope.activations.edits import Add, Edit
+from phiscope.activations.forward import capture_batches
+from phiscope.activations.inspection import make_inspection
+from phiscope.activations.keeping import Keep
+from phiscope.activations.points import Point, PointSpec, resolve_points, transformers_state
+from phiscope.activations.pooling import normalize as unit_rows
+from phiscope.checkpoint import load_model
+from phiscope.config import PhiConfig, read_config
+from phiscope.errors import ContextLengthError
+from phiscope.generation.engine import Engine
+from phiscope.generation.options import GenerationOptions
+from phiscope.generation.request import Request
+from phiscope.generation.task import Inspect
+from phiscope.hub import resolve
+from phiscope.model import PhiForCausalLM
+from phiscope.packing import Packed
+from phiscope.prompts import select_format
+from phiscope.runtime import Mode, select_mode
+from phiscope.tokenizer import Tokenizer, load_tokenizer
+
+Text = str | Sequence[int] | Tensor
+"""A string, token ids, or embeddings (T, hidden)."""
+Turns = Sequence[tuple[str, str]]
+"""What was asked before, and what was answered."""
+TOKEN_BUDGET = 2048
+"""Tokens in one forward of many texts."""
+HEAD_ROWS = 256
+"""Rows whose logits are in memory at once while scoring."""
+
+
+def load(
+    name: str | Path,
+    *,
+    mode: str = "auto",
+    layers: int | None = None,
+    revision: str | None = None,
+    num_threads: int | None = None,
+    progress: bool = False,
+) -> "Phi":
+    """Open a model: a folder, a hub id, or "tiny" and "nano", which come with the package.
+
+    `mode` is one of `phiscope.runtime.MODES`, or "auto". With `layers=17` only what 17 blocks need
+    is read; hidden states 0 to 17 can then be had, and no text. `num_threads` sets torch's threads.
+    Raises `HubError`, `ConfigError`, `CheckpointError` or `TokenizerError` for what cannot be
+    opened and `UnsupportedError` for a mode that this machine lacks.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    folder = resolve(str(name), revision=revision)
+    config = read_config(folder)
+    chosen = select_mode(mode, num_parameters=config.num_parameters)
+    tokenizer = load_tokenizer(folder, config)
+    model = load_model(
+        folder, dtype=chosen.dtype, device=chosen.device, layers=layers, progress=progress
+    )
+    model.set_attention(chosen.attention)
+    return Phi(model, tokenizer, chosen)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a text is: `logprobs[i]` belongs to `token_ids[i]`, given all before it."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def log_likelihood(self) -> float:
+        """The sum of the log-probabilities, in nats."""
+        return sum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability of a token."""
+        return float(np.exp(-np.mean(self.logprobs)))
+
+
+class Phi:
+    """A model, its tokenizer, and the mode they run in."""
+
+    def __init__(self, model: PhiForCausalLM, tokenizer: Tokenizer, mode: Mode) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.mode = mode
+        self._edits: tuple[Edit, ...] = ()
+
+    @property
+    def config(self) -> PhiConfig:
+        return self.model.config
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The decoding loop that `generate` and `stream` share."""
+        return Engine(self.model, self.tokenizer, make_plan=_plan_step)
+
+    def generate(
+        self,
+        prompt: Text | Sequence[Text],
+        options: GenerationOptions | None = None,
+        *,
+        format: str | None = None,
+        history: Turns = (),
+        points: PointSpec = (),
+        **settings: Any,
+    ) -> Any:
+        """Complete a prompt: a `Completion`; for several prompts, or `n` above 1, a list of them.
+
+        `settings` are fields of `GenerationOptions` (max_new_tokens, temperature, stop ...) that
+        override `options`. `format` wraps the prompt, behind earlier turns in `history`, as one of
+        `phiscope.prompts.FORMATS` does, and ends the completion where its answer ends. `points` are
+        captured for every token of prompt and completion. Raises `ContextLengthError` if prompt and
+        new tokens exceed the context.
+        """
+        prompts, is_one = _listed(prompt)
+        asked = [self._ask(p, options, format, history, settings) for p in prompts]
+        requests = [self._submit(ids, chosen, points) for ids, chosen in asked]
+        completions = [c for request in requests for c in request.result()]
+        return completions[0] if is_one and len(completions) == 1 else completions
+
+    def stream(
+        self,
+        prompt: Text,
+        options: GenerationOptions | None = None,
+        *,
+        format: str | None = None,
+        history: Turns = (),
+        **settings: Any,
+    ) -> Iterator[str]:
+        """Complete one prompt and give its text piece by piece, as `generate` would in the end.
+
+        The arguments are those of `generate` and are checked here, not at the first piece. Closing
+        the iterator cancels the request.
+        """
+        ids, chosen = self._ask(prompt, options, format, history, settings)
+        return _texts(self._submit(ids, chosen, ()))
+
+    def capture(
+        self,
+        texts: Text | Sequence[Text],
+        points: PointSpec,
+        *,
+        pool: str | Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Run texts and return what lies at the points, by the point's name.
+
+        Without `pool` each value is a list with a tensor per text, (T, hidden) or as
+        docs/points.md says; with `pool="mean"` (last, weighted_mean, max, first) it is one tensor
+        (texts, hidden) in fp32; with several reducers the names are `resid_post.16.mean` and so on.
+        The forward stops after the last block that is needed. Raises `PointError` for a point the
+        model does not have and `ContextLengthError` for a text that is too long.
+        """
+        prompts = self._read(texts)
+        wanted = resolve_points(points, self.config.num_hidden_layers, self._loaded_layers)
+        if pool is None:
+            return self._capture_rows(prompts, wanted)
+        reducers = (pool,) if isinstance(pool, str) else tuple(pool)
+        pooled = self._capture_pooled(prompts, wanted, reducers)
+        if isinstance(pool, str):
+            return {point: vectors for (point, _), vectors in pooled.items()}
+        return {f"{point}.{reducer}": vectors for (point, reducer), vectors in pooled.items()}
+
+    def hidden_states(
+        self,
+        texts: Text | Sequence[Text],
+        layers: Sequence[int] | None = None,
+        *,
+        convention: Convention = "transformers",
+    ) -> Any:
+        """The residual stream of each text, by a convention whose name says which it is.
+
+        "transformers": (L + 1, T, hidden), numbered as this module says; `layers` picks some of
+        them, in the order given. "last_block": (T, hidden), the last block's output before the
+        final LayerNorm. "points": a dict from `embeddings`, `resid_post.0` ... `final_norm` to
+        (T, hidden). One text gives one of these, several a list.
+        """
+        points = self._state_points(layers, convention)
+        items, is_one = _listed(texts)
+        acts = self.capture(items, points)
+        names = [str(point) for point in points]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*acts.values(), strict=True)]
+        states = [_arrange(row, convention) for row in rows]
+        return states[0] if is_one else states
+
+    def embed(
+        self,
+        texts: Text | Sequence[Text],
+        layer: int | None = None,
+        *,
+        pool: str = "mean",
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """One vector per text, (texts, hidden) float32: `hidden_states[layer]`, pooled.
+
+        `layer` counts as transformers counts, 0 to L; None is L, after the final LayerNorm. One
+        text gives one vector (hidden,).
+        """
+        index = self.config.num_hidden_layers if layer is None else layer
+        point = transformers_state(index, self.config.num_hidden_layers)
+        items, is_one = _listed(texts)
+        vectors = self.capture(items, point, pool=pool)[str(point)]
+        rows: NDArray[np.float32] = (unit_rows(vectors) if normalize else vectors).float().numpy()
+        return rows[0] if is_one else rows
+
+    def score(self, text: str | Sequence[int]) -> Score:
+        """The log-probability of every token of a text but its first, which nothing precedes.
+
+        The head runs on a few rows at a time, so that a whole context needs little memory.
+        """
+        (ids,) = self._read(text)
+        if isinstance(ids, Tensor) or len(ids) < 2:
+            raise ValueError("a text to score has two tokens at least, and is no embeddings")
+        point = Point("final_norm")
+        (hidden,) = self._capture_rows([ids], [point])[str(point)]
+        targets = torch.tensor(ids[1:])
+        logprobs = [
+            self._logprobs(hidden[begin : begin + HEAD_ROWS], targets[begin : begin + HEAD_ROWS])
+            for begin in range(0, len(targets), HEAD_ROWS)
+        ]
+        return Score(list(ids[1:]), torch.cat(logprobs).tolist())
+
+    @contextmanager
+    def steer(self, edits: Mapping[str, Tensor] | Sequence[Edit]) -> Iterator["Phi"]:
+        """Apply edits to everything asked for within the block, and to nothing after it.
+
+        A mapping from points to vectors (hidden,) adds each vector to every row at its point.
+        """
+        before = self._edits
+        self._edits = (*before, *self._make_edits(edits))
+        try:
+            yield self
+        finally:
+            self._edits = before
+
+    @property
+    def _loaded_layers(self) -> int | None:
+        """How many blocks there are, if not all."""
+        return None if self.model.lm_head is not None else len(self.model.model.layers)
+
+    def _ask(
+        self,
+        prompt: Text,
+        options: GenerationOptions | None,
+        format: str | None,
+        history: Turns,
+        settings: Mapping[str, Any],
+    ) -> tuple[Sequence[int] | Tensor, GenerationOptions]:
+        """The prompt as the model reads it, and the options with the format's stop rules."""
+        chosen = replace(options or GenerationOptions(), **settings)
+        if format is None:
+            if history:
+                raise ValueError("history= is for a format with turns: give format= as well")
+            return self._read_one(prompt), chosen
+        if not isinstance(prompt, str):
+            raise ValueError(f"format {format!r} wraps text, not token ids or embeddings")
+        form = select_format(format)
+        text = form.render(prompt, history)
+        rules = (*chosen.stop_rules, *form.stop_rules(text))
+        return self._read_one(text), replace(chosen, stop_rules=rules)
+
+    def _submit(
+        self, prompt: Sequence[int] | Tensor, options: GenerationOptions, points: PointSpec
+    ) -> Request:
+        if not points and not self._edits:
+            return self.engine.submit(prompt, options)
+        inspect = make_inspection(self.config, points, self._edits, prompt_length=len(prompt))
+        return self.engine.submit(prompt, options, inspect=inspect)
+
+    def _make_edits(self, edits: Mapping[str, Tensor] | Sequence[Edit]) -> Sequence[Edit]:
+        """Edits that fit this model; `ValueError` names the point of one that does not."""
+        if isinstance(edits, Mapping):
+            layers, loaded = self.config.num_hidden_layers, self._loaded_layers
+            edits = [
+                Add(point, vector)
+                for spec, vector in edits.items()
+                for point in resolve_points(spec, layers, loaded)
+            ]
+        return make_inspection(self.config, (), edits, loaded_layers=self._loaded_layers).edits
+
+    def _read(self, texts: Text | Sequence[Text]) -> list[Sequence[int] | Tensor]:
+        """Token ids or embeddings of each text; the empty text is the end token alone."""
+        items, _ = _listed(texts)
+        if not items:
+            raise ValueError("there are no texts: give one at least")
+        return [self._read_one(item) for item in items]
+
+    def _read_one(self, text: Text) -> Sequence[int] | Tensor:
+        if not isinstance(text, str):
+            return text.tolist() if _is_id_tensor(text) else text
+        ids = self.tokenizer.encode(text) or [self.tokenizer.eos_token_id]
+        limit = self.config.max_position_embeddings
+        if len(ids) > limit:
+            raise ContextLengthError(
+                f"the text {text[:40]!r}... has {len(ids)} tokens, which exceed the context of"
+                f" {limit}; cut it or split it"
+            )
+        return ids
+
+    def _state_points(self, layers: Sequence[int] | None, convention: Convention) -> list[Point]:
+        points = convention_points(convention, self.config.num_hidden_layers)
+        if layers is not None:
+            if convention != "transformers":
+                raise ValueError(f"layers= belongs to convention 'transformers', not {convention}")
+            points = [transformers_state(i, self.config.num_hidden_layers) for i in layers]
+        return points
+
+    def _capture_rows(
+        self, prompts: Sequence[Sequence[int] | Tensor], points: Sequence[Point]
+    ) -> dict[str, Any]:
+        rows: dict[str, list[Any]] = {str(point): [None] * len(prompts) for point in points}
+        for batch, plan in self._batches(prompts, points, Keep()):
+            for sequence, row in enumerate(batch):
+                for name, tensor in plan.rows(sequence).items():
+                    rows[name][row] = tensor
+        return rows
+
+    def _capture_pooled(
+        self,
+        prompts: Sequence[Sequence[int] | Tensor],
+        points: Sequence[Point],
+        reducers: tuple[str, ...],
+    ) -> dict[tuple[str, str], Tensor]:
+        order: list[int] = []
+        parts: dict[tuple[str, str], list[Tensor]] = {}
+        for batch, plan in self._batches(prompts, points, Keep(reducers=reducers)):
+            order += batch
+            for name, vectors in plan.pooled().items():
+                parts.setdefault(name, []).append(vectors)
+        places = torch.tensor(order).argsort()
+        return {name: torch.cat(pieces)[places] for name, pieces in parts.items()}
+
+    def _batches(
+        self, prompts: Sequence[Sequence[int] | Tensor], points: Sequence[Point], keep: Keep
+    ) -> Iterator[Any]:
+        return capture_batches(
+            self.model, prompts, points, edits=self._edits, keep=keep, token_budget=TOKEN_BUDGET
+        )
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Of each target (R,) after its row (one more row may follow)."""
+        rows = hidden[: len(targets)].to(self.mode.device)
+        with torch.inference_mode():
+            logprobs = self.model.logits(rows).log_softmax(dim=-1).cpu()
+            return logprobs.gather(-1, targets[:, None])[:, 0]
+
+
+def _plan_step(
+    packed: Packed, inspections: Sequence[Inspect | None], logit_rows: Sequence[int]
+) -> CapturePlan:
+    """What the engine calls for each forward; it passes on the inspections made here."""
+    return make_step_plan(packed, cast(Any, inspections), logit_rows=logit_rows)
+
+
+def _listed(texts: Text | Sequence[Text]) -> tuple[list[Text], bool]:
+    """Texts as a list, and whether it was a single one: a string, ids or embeddings."""
+    if isinstance(texts, str | Tensor):
+        return [texts], True
+    is_ids = len(texts) > 0 and all(isinstance(item, int) for item in texts)
+    return ([cast(Text, texts)], True) if is_ids else (list(cast(Sequence[Text], texts)), False)
+
+
+def _is_id_tensor(text: Sequence[int] | Tensor) -> TypeGuard[Tensor]:
+    return isinstance(text, Tensor) and not text.is_floating_point()
+
+
+def _arrange(row: dict[str, Tensor], convention: Convention) -> Any:
+    if convention == "points":
+        return row
+    states = torch.stack(list(row.values()))
+    return states[0] if convention == "last_block" else states
+
+
+def _texts(request: Request) -> Iterator[str]:
+    try:
+        for piece in request.pieces():
+            if piece.text:
+                yield piece.text
+    finally:
+        request.cancel()
