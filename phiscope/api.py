@@ -6,8 +6,8 @@ last block after the final LayerNorm. Everything else is a point with a name (do
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -28,6 +28,7 @@ from phiscope.activations.pooling import normalize as unit_rows
 from phiscope.checkpoint import load_model
 from phiscope.config import PhiConfig, read_config
 from phiscope.errors import ContextLengthError
+from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request
@@ -45,8 +46,6 @@ Turns = Sequence[tuple[str, str]]
 """What was asked before, and what was answered."""
 TOKEN_BUDGET = 2048
 """Tokens in one forward of many texts."""
-HEAD_ROWS = 256
-"""Rows whose logits are in memory at once while scoring."""
 
 
 def load(
@@ -76,24 +75,6 @@ def load(
     )
     model.set_attention(chosen.attention)
     return Phi(model, tokenizer, chosen)
-
-
-@dataclass(frozen=True)
-class Score:
-    """How likely a text is: `logprobs[i]` belongs to `token_ids[i]`, given all before it."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-
-    @property
-    def log_likelihood(self) -> float:
-        """The sum of the log-probabilities, in nats."""
-        return sum(self.logprobs)
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-probability of a token."""
-        return float(np.exp(-np.mean(self.logprobs)))
 
 
 class Phi:
@@ -134,8 +115,12 @@ class Phi:
         """
         prompts, is_one = _listed(prompt)
         asked = [self._ask(p, options, format, history, settings) for p in prompts]
-        requests = [self._submit(ids, chosen, points) for ids, chosen in asked]
-        completions = [c for request in requests for c in request.result()]
+        with ExitStack() as started:
+            requests = []
+            for ids, chosen in asked:
+                requests.append(self._submit(ids, chosen, points))
+                started.callback(requests[-1].cancel)  # of no effect on those that are done
+            completions = [c for request in requests for c in request.result()]
         return completions[0] if is_one and len(completions) == 1 else completions
 
     def stream(
@@ -223,21 +208,11 @@ class Phi:
         return rows[0] if is_one else rows
 
     def score(self, text: str | Sequence[int]) -> Score:
-        """The log-probability of every token of a text but its first, which nothing precedes.
-
-        The head runs on a few rows at a time, so that a whole context needs little memory.
-        """
+        """The log-probability of every token of a text but its first, which nothing precedes."""
         (ids,) = self._read(text)
-        if isinstance(ids, Tensor) or len(ids) < 2:
-            raise ValueError("a text to score has two tokens at least, and is no embeddings")
-        point = Point("final_norm")
-        (hidden,) = self._capture_rows([ids], [point])[str(point)]
-        targets = torch.tensor(ids[1:])
-        logprobs = [
-            self._logprobs(hidden[begin : begin + HEAD_ROWS], targets[begin : begin + HEAD_ROWS])
-            for begin in range(0, len(targets), HEAD_ROWS)
-        ]
-        return Score(list(ids[1:]), torch.cat(logprobs).tolist())
+        if isinstance(ids, Tensor):
+            raise ValueError("embeddings have no tokens to score; give a text or its ids")
+        return score_tokens(self.model, ids, edits=self._edits)
 
     @contextmanager
     def steer(self, edits: Mapping[str, Tensor] | Sequence[Edit]) -> Iterator["Phi"]:
@@ -355,13 +330,6 @@ class Phi:
         return capture_batches(
             self.model, prompts, points, edits=self._edits, keep=keep, token_budget=TOKEN_BUDGET
         )
-
-    def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Of each target (R,) after its row (one more row may follow)."""
-        rows = hidden[: len(targets)].to(self.mode.device)
-        with torch.inference_mode():
-            logprobs = self.model.logits(rows).log_softmax(dim=-1).cpu()
-            return logprobs.gather(-1, targets[:, None])[:, 0]
 
 
 def _plan_step(

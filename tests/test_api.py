@@ -124,17 +124,6 @@ def test_score_is_the_log_likelihood_that_transformers_gives(phi, peer):
     assert score.perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
 
 
-def test_score_does_not_depend_on_how_many_rows_the_head_takes(phi, monkeypatch):
-    whole = phi.score(TEXTS[0])
-    monkeypatch.setattr("phiscope.api.HEAD_ROWS", 3)
-    assert phi.score(TEXTS[0]).logprobs == pytest.approx(whole.logprobs, abs=1e-5)
-
-
-def test_a_text_of_one_token_has_nothing_to_score(phi):
-    with pytest.raises(ValueError, match="two tokens at least"):
-        phi.score([5])
-
-
 def test_generate_equals_transformers(phi, peer):
     ids = torch.tensor([phi.tokenizer.encode(TEXTS[0])])
     theirs = peer.generate(
@@ -155,6 +144,12 @@ def test_several_prompts_give_a_list_and_n_multiplies_it(phi):
     together = phi.generate(TEXTS, max_new_tokens=5)
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert len(phi.generate("x", max_new_tokens=2, n=3, temperature=1.0)) == 3
+
+
+def test_a_prompt_that_is_refused_leaves_nothing_in_the_queue(phi):
+    with pytest.raises(ContextLengthError):
+        phi.generate(["fine", "too long " * 40], max_new_tokens=5)
+    assert phi.engine.scheduler.is_idle
 
 
 def test_stream_joins_to_the_text_of_generate(phi):

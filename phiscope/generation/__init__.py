@@ -1,0 +1,1 @@
+"""Generation: options, sampling, stopping and the one decoding loop, the engine's."""

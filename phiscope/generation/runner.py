@@ -1,0 +1,167 @@
+"""Runner: one forward of the model over chunks of many jobs, and the cache they live in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from phiscope.cache import KVCache
+from phiscope.generation.completion import CompletionJob
+from phiscope.generation.scheduler import Chunk
+from phiscope.generation.task import Inspect
+from phiscope.model import PhiForCausalLM
+from phiscope.outputs import Plan
+from phiscope.packing import Packed, pack_lengths
+
+
+class StepPlan(Plan, Protocol):
+    """A plan that afterwards gives the rows of each sequence of its forward."""
+
+    def rows(self, sequence: int) -> Mapping[str, Tensor]:
+        """Copies of one sequence's rows (T, ...) at each point that it asked for."""
+
+
+PlanMaker = Callable[[Packed, Sequence[Inspect | None], Sequence[int]], StepPlan]
+"""Makes a plan of a packing, what each sequence inspects, and the rows whose logits are made.
+
+Its `depth` is None: the whole model runs."""
+
+ChunkOf = Chunk[CompletionJob]
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What a forward gave for one chunk."""
+
+    chunk: ChunkOf
+    logits: Tensor
+    """(R, V): of the last R tokens of the chunk, as many as are wanted."""
+    is_finite: bool
+    """Whether all of the logits are."""
+    read_rows: Callable[[], Mapping[str, Tensor]]
+    """Gives the rows of the points it inspects; may refuse them."""
+
+
+class Runner:
+    """Owns the cache, reserved when it is first needed."""
+
+    def __init__(
+        self,
+        model: PhiForCausalLM,
+        *,
+        num_slots: int,
+        num_places: int,
+        make_plan: PlanMaker | None,
+    ) -> None:
+        self.model = model
+        self._shape = (num_slots, num_places)
+        self._make_plan = make_plan
+        self._cache: KVCache | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.weight.device
+
+    @property
+    def cache(self) -> KVCache:
+        if self._cache is None:
+            num_slots, num_places = self._shape
+            self._cache = KVCache(
+                self.model.config,
+                num_slots=num_slots,
+                num_places=num_places,
+                dtype=self._embedding.weight.dtype,
+                device=self.device,
+            )
+        return self._cache
+
+    def run(self, chunks: Sequence[ChunkOf]) -> list[ChunkResult]:
+        """Run the chunks in one forward; the head only for the rows that somebody wants."""
+        packed = self._pack(chunks)
+        counts = [_count_logits(chunk) for chunk in chunks]
+        ends = packed.offsets[1:]
+        rows = [i for end, n in zip(ends, counts, strict=True) for i in range(end - n, end)]
+        plan = self._plan(chunks, packed, rows)
+        logits: Tensor = self.model(
+            self._inputs(chunks), packed, cache=self.cache, plan=plan, rows=self._integers(rows)
+        )
+        flags = logits.sum(dim=-1).isfinite().tolist()  # a NaN or infinity spoils the sum
+        borders = pairwise(accumulate(counts, initial=0))
+        return [
+            ChunkResult(chunk, logits[b:e], all(flags[b:e]), _reader(plan, i, chunk))
+            for i, (chunk, (b, e)) in enumerate(zip(chunks, borders, strict=True))
+        ]
+
+    @property
+    def _embedding(self) -> nn.Embedding:
+        return self.model.model.embed_tokens
+
+    def _pack(self, chunks: Sequence[ChunkOf]) -> Packed:
+        return pack_lengths(
+            [chunk.length for chunk in chunks],
+            starts=[chunk.start for chunk in chunks],
+            slots=[chunk.job.slot for chunk in chunks if chunk.job.slot is not None],
+            device=self.device,
+        )
+
+    def _plan(
+        self, chunks: Sequence[ChunkOf], packed: Packed, rows: Sequence[int]
+    ) -> StepPlan | None:
+        inspects = [chunk.job.task.inspect for chunk in chunks]
+        if self._make_plan is None or all(inspect is None for inspect in inspects):
+            return None
+        return self._make_plan(packed, inspects, rows)
+
+    def _inputs(self, chunks: Sequence[ChunkOf]) -> Tensor:
+        """Token ids (N,), or embeddings (N, hidden) if any chunk is of those."""
+        if any(chunk.job.task.prompt.embeddings is not None for chunk in chunks):
+            return torch.cat([self._embed(chunk) for chunk in chunks])
+        return self._integers([token_id for chunk in chunks for token_id in _ids(chunk)])
+
+    def _embed(self, chunk: ChunkOf) -> Tensor:
+        embeddings = chunk.job.task.prompt.embeddings
+        if embeddings is None or not chunk.job.is_prefilling:
+            embedded: Tensor = self._embedding(self._integers(_ids(chunk)))
+            return embedded
+        return embeddings[chunk.start : chunk.start + chunk.length].to(self._embedding.weight)
+
+    def _integers(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+
+def refuse_dropout(model: nn.Module) -> None:
+    """Raise `ValueError` for a model in training mode whose dropout would fall on completions."""
+    layers = (module for module in model.modules() if isinstance(module, nn.Dropout))
+    if model.training and any(layer.p > 0 for layer in layers):
+        raise ValueError("the model is in training mode, with dropout: call model.eval() first")
+
+
+def _count_logits(chunk: ChunkOf) -> int:
+    """How many of a chunk's last tokens need their logits."""
+    job = chunk.job
+    if job.task.keeps_logits:
+        return chunk.length
+    if not job.is_prefilling:
+        return 0 if job.has_ended else 1
+    if job.task.scores_prompt:
+        return chunk.length
+    return 1 if chunk.start + chunk.length == job.num_prompt else 0
+
+
+def _ids(chunk: ChunkOf) -> list[int]:
+    job, start = chunk.job, chunk.start
+    if not job.is_prefilling:
+        return job.token_ids[start - job.num_prompt :]
+    assert job.task.prompt.ids is not None, "a prompt without embeddings has ids"
+    return job.task.prompt.ids[start : start + chunk.length]
+
+
+def _reader(
+    plan: StepPlan | None, sequence: int, chunk: ChunkOf
+) -> Callable[[], Mapping[str, Tensor]]:
+    if plan is None or not chunk.job.task.keeps_rows:
+        return dict
+    return lambda: plan.rows(sequence)

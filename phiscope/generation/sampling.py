@@ -1,0 +1,249 @@
+"""Logits to tokens: processors on rows, in one fixed order, then a draw from each row's own stream.
+
+The order is: spare ids out, logit bias, repetition penalty, presence and frequency penalties; then
+greedy rows take their maximum, and the others go on to temperature, top-k, top-p, min-p and the
+draw. Every processor is a pure function of rows, one option per row, and rows never meet: a
+request's tokens do not depend on its neighbours in the batch.
+
+Letters: R rows, V vocabulary. Logits are fp32 at least.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phiscope.generation.options import GenerationOptions
+
+_NUCLEUS = 512
+"""Ids that top-p looks at before it sorts the whole vocabulary."""
+
+
+class SamplingState:
+    """What sampling remembers of one completion: its options, random stream and token counts."""
+
+    def __init__(
+        self,
+        options: GenerationOptions,
+        *,
+        seed: int,
+        index: int,
+        prompt_ids: Sequence[int],
+        num_tokens: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.options = options
+        self.generator = make_generator(seed, index) if options.temperature else None
+        self.prompt_mask: Tensor | None = None  # (V,) bool
+        self.counts: Tensor | None = None  # (V,) int32: how often each id was sampled
+        if options.uses_counts:
+            ids = sorted({token_id for token_id in prompt_ids if token_id < num_tokens})
+            self.prompt_mask = torch.zeros(num_tokens, dtype=torch.bool, device=device)
+            self.prompt_mask[torch.tensor(ids, dtype=torch.int64, device=device)] = True
+            self.counts = torch.zeros(num_tokens, dtype=torch.int32, device=device)
+
+    def add(self, token_id: int) -> None:
+        """Count a sampled token."""
+        if self.counts is not None:
+            self.counts[token_id] += 1
+
+
+def make_generator(seed: int, index: int) -> torch.Generator:
+    """The random stream of completion `index` of a request, unlike that of any other pair.
+
+    It lies on the CPU whatever the device of the model, so that a seed means the same everywhere.
+    """
+    mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def choose_tokens(
+    logits: Tensor, states: Sequence[SamplingState], num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Choose one of the first `num_tokens` ids for each row of logits (R, V).
+
+    Returns ids (R,) int64, and (R,) bool: whether any token was left to choose. Each sampled row
+    takes one number from its state's generator.
+    """
+    logits = process(drop_spare_ids(logits, num_tokens), states)
+    best, ids = logits.max(dim=-1)
+    drawn = [row for row, state in enumerate(states) if state.generator is not None]
+    if drawn:
+        chosen = [states[row] for row in drawn]
+        rows = torch.tensor(drawn, device=logits.device)
+        likely = keep_likely(logits[rows], chosen)
+        ids[rows] = draw(likely, _take_uniforms(chosen).to(logits.device))
+    return ids, best.isfinite()
+
+
+def process(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Bias and penalties, each on the rows (R, V) whose options ask for it."""
+    return _apply(_PROCESSORS, logits, states)
+
+
+def keep_likely(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Temperature, top-k, top-p and min-p, each on the rows (R, V) whose options ask for it."""
+    return _apply(_FILTERS, logits, states)
+
+
+def drop_spare_ids(logits: Tensor, num_tokens: int) -> Tensor:
+    """Leave out the ids from `num_tokens` on: embedding rows that no token of the text uses."""
+    return logits[:, :num_tokens]
+
+
+def add_logit_bias(logits: Tensor, biases: Sequence[Mapping[int, float]]) -> Tensor:
+    """Add each row's bias to the logits of the ids it names."""
+    rows = [row for row, bias in enumerate(biases) for _ in bias]
+    ids = [token_id for bias in biases for token_id in bias]
+    values = logits.new_tensor([value for bias in biases for value in bias.values()])
+    return logits.index_put((_index(rows, logits), _index(ids, logits)), values, accumulate=True)
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Divide positive and multiply negative logits of the `seen` (R, V) ids by `penalty` (R, 1).
+
+    From arXiv:1909.05858; seen is, as for Hugging Face, what is in prompt or completion.
+    """
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalized, logits)
+
+
+def penalize_counts(logits: Tensor, counts: Tensor, presence: Tensor, frequency: Tensor) -> Tensor:
+    """Take `presence` (R, 1) from ids with `counts` (R, V) above 0, and `frequency` per count.
+
+    As for OpenAI, only the completion is counted.
+    """
+    return logits - presence * (counts > 0) - frequency * counts
+
+
+def scale_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Divide by `temperature` (R, 1); the maximum goes to 0 first, so that nothing overflows."""
+    highest = logits.amax(dim=-1, keepdim=True)
+    return (logits - highest) / temperature.clamp_min(torch.finfo(logits.dtype).tiny)
+
+
+def keep_top_k(logits: Tensor, k: Sequence[int]) -> Tensor:
+    """Keep each row's k likeliest ids, and those that tie with the k-th."""
+    limits = torch.tensor(k, device=logits.device).clamp_max(logits.shape[-1])
+    highest = logits.topk(min(max(k), logits.shape[-1]), dim=-1).values
+    least = highest.gather(-1, limits[:, None] - 1)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Keep the fewest ids whose probabilities add up to p (R, 1) (arXiv:1904.09751)."""
+    kept, is_whole = _keep_nucleus(logits, p, min(_NUCLEUS, logits.shape[-1]))
+    if not bool(is_whole.all()):
+        rows = (~is_whole).nonzero()[:, 0]
+        kept[rows], _ = _keep_nucleus(logits[rows], p[rows], logits.shape[-1])
+    return kept
+
+
+def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Keep ids at least p (R, 1) times as likely as the likeliest (arXiv:2407.01082)."""
+    probs = logits.softmax(dim=-1)
+    return logits.masked_fill(probs < p * probs.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """The id (R,) at which each row's cumulative probability passes its number in [0, 1)."""
+    reached = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    total = reached[:, -1:]
+    target = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(reached, target, right=True)[:, 0]
+
+
+def _keep_nucleus(logits: Tensor, p: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Keep ids as top-p does, looking at the k likeliest alone; and whether those reach p (R,)."""
+    values, ids = logits.topk(k, dim=-1)
+    probs = (values - logits.logsumexp(dim=-1, keepdim=True)).exp()
+    reached = probs.cumsum(dim=-1)
+    removed = reached - probs >= p
+    removed[:, 0] = False
+    nothing = torch.full_like(logits, -torch.inf)
+    kept = nothing.scatter(-1, ids, values.masked_fill(removed, -torch.inf))
+    return kept, reached[:, -1] >= p[:, 0]
+
+
+def _apply(table: "_Table", logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Run each processor on the rows whose options want it, and leave the others as they are."""
+    for is_wanted, processor in table:
+        wanted = [row for row, state in enumerate(states) if is_wanted(state.options)]
+        if len(wanted) == len(states):
+            logits = processor(logits, states)
+        elif wanted:
+            rows = _index(wanted, logits)
+            changed = processor(logits[rows], [states[row] for row in wanted])
+            logits = logits.index_copy(0, rows, changed)
+    return logits
+
+
+def _bias(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    return add_logit_bias(logits, [state.options.logit_bias for state in states])
+
+
+def _repetition(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    counts, prompt_masks = _stack_counts(states)
+    penalty = _column("repetition_penalty", states, logits)
+    return penalize_repetition(logits, prompt_masks | (counts > 0), penalty)
+
+
+def _counts(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    counts, _ = _stack_counts(states)
+    presence, frequency = (
+        _column(name, states, logits) for name in ("presence_penalty", "frequency_penalty")
+    )
+    return penalize_counts(logits, counts, presence, frequency)
+
+
+def _temperature(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    return scale_temperature(logits, _column("temperature", states, logits))
+
+
+def _top_k(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    return keep_top_k(logits, [state.options.top_k or 0 for state in states])
+
+
+def _top_p(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    return keep_top_p(logits, _column("top_p", states, logits))
+
+
+def _min_p(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    return keep_min_p(logits, _column("min_p", states, logits))
+
+
+_Processor = Callable[[Tensor, Sequence[SamplingState]], Tensor]
+_Table = tuple[tuple[Callable[[GenerationOptions], bool], _Processor], ...]
+
+_PROCESSORS: _Table = (
+    (lambda options: bool(options.logit_bias), _bias),
+    (lambda options: options.repetition_penalty != 1, _repetition),
+    (lambda options: bool(options.presence_penalty or options.frequency_penalty), _counts),
+)
+_FILTERS: _Table = (
+    (lambda options: True, _temperature),
+    (lambda options: options.top_k is not None, _top_k),
+    (lambda options: options.top_p is not None and options.top_p < 1, _top_p),
+    (lambda options: bool(options.min_p), _min_p),
+)
+
+
+def _stack_counts(states: Sequence[SamplingState]) -> tuple[Tensor, Tensor]:
+    counts = [state.counts for state in states if state.counts is not None]
+    masks = [state.prompt_mask for state in states if state.prompt_mask is not None]
+    return torch.stack(counts), torch.stack(masks)  # each (R, V)
+
+
+def _take_uniforms(states: Sequence[SamplingState]) -> Tensor:
+    numbers = [torch.rand(1, generator=state.generator, dtype=torch.float64) for state in states]
+    return torch.cat(numbers)
+
+
+def _column(name: str, states: Sequence[SamplingState], logits: Tensor) -> Tensor:
+    """One option of each row as (R, 1)."""
+    return logits.new_tensor([[getattr(state.options, name)] for state in states])
+
+
+def _index(values: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=like.device)

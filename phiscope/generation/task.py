@@ -1,0 +1,174 @@
+"""Task: what a request asks for, checked whole when it is submitted, before anything runs."""
+
+import operator
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from phiscope.config import PhiConfig
+from phiscope.errors import ContextLengthError
+from phiscope.generation.options import GenerationOptions
+from phiscope.tokenizer import Tokenizer
+
+
+class Inspect(Protocol):
+    """What a request wants read and changed at the model's points.
+
+    The engine only passes it on to the maker of plans; `phiscope.activations.Inspection` is one.
+    """
+
+    @property
+    def points(self) -> Sequence[object]:
+        """The points to keep a row of for every token; as strings they are names."""
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Tokens of the prompt, which divide the phases."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Token ids, or embeddings (T, hidden) in their place."""
+
+    ids: list[int] | None = None
+    embeddings: Tensor | None = None
+
+    def __len__(self) -> int:
+        tokens = self.ids if self.embeddings is None else self.embeddings
+        assert tokens is not None, "a prompt has ids or embeddings"
+        return len(tokens)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """A prompt and what to do with it, known to be possible."""
+
+    prompt: Prompt
+    options: GenerationOptions
+    stop_ids: frozenset[int]
+    seed: int
+    inspect: Inspect | None
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether some point's row is kept for every token."""
+        return self.inspect is not None and bool(self.inspect.points)
+
+    @property
+    def keeps_logits(self) -> bool:
+        return self.inspect is not None and "logits" in map(str, self.inspect.points)
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.options.echo and self.options.logprobs is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an engine can serve, and the checks of a request against it."""
+
+    config: PhiConfig
+    context: int
+    num_tokens: int
+    """Ids from here on are spare: allowed in a prompt, never sampled."""
+    tokenizer: Tokenizer | None
+    makes_plans: bool
+
+    @property
+    def eos_token_id(self) -> int:
+        return (self.tokenizer or self.config).eos_token_id
+
+    def make_task(
+        self, prompt: Sequence[int] | Tensor, options: GenerationOptions, inspect: Inspect | None
+    ) -> Task:
+        """Check a request; `ValueError` (of a length `ContextLengthError`) says what is wrong."""
+        checked = self._read_prompt(prompt)
+        self._check_length(len(checked), options)
+        self._check_ids(options)
+        self._check_text(checked, options)
+        self._check_inspect(len(checked), inspect)
+        seed = random.SystemRandom().getrandbits(62) if options.seed is None else options.seed
+        return Task(
+            prompt=checked,
+            options=options,
+            stop_ids=self._stop_ids(options),
+            seed=seed,
+            inspect=inspect,
+        )
+
+    def _read_prompt(self, prompt: Sequence[int] | Tensor) -> Prompt:
+        if isinstance(prompt, str):
+            raise TypeError("a prompt is token ids or embeddings here; encode the text first")
+        if isinstance(prompt, Tensor) and prompt.is_floating_point():
+            return Prompt(embeddings=self._read_embeddings(prompt))
+        values = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+        ids = [operator.index(token_id) for token_id in values]
+        if not ids:
+            raise ValueError("the prompt has no tokens; begin an empty text with the end token")
+        wrong = next((i for i in ids if not 0 <= i < self.config.vocab_size), None)
+        if wrong is not None:
+            raise ValueError(
+                f"token id {wrong} at place {ids.index(wrong)} of the prompt is not one of the"
+                f" model's 0 to {self.config.vocab_size - 1}"
+            )
+        return Prompt(ids=ids)
+
+    def _read_embeddings(self, prompt: Tensor) -> Tensor:
+        hidden = self.config.hidden_size
+        if prompt.ndim != 2 or prompt.shape[1] != hidden or len(prompt) == 0:
+            raise ValueError(
+                f"prompt embeddings are (tokens, {hidden}) with one token at least,"
+                f" got {tuple(prompt.shape)}"
+            )
+        if not bool(prompt.isfinite().all()):
+            raise ValueError("the prompt embeddings have a NaN or an infinity")
+        return prompt.detach().clone()
+
+    def _check_length(self, num_prompt: int, options: GenerationOptions) -> None:
+        total = num_prompt + options.max_new_tokens
+        if total > self.context:
+            raise ContextLengthError(
+                f"{num_prompt} tokens of prompt and max_new_tokens={options.max_new_tokens} are"
+                f" {total} tokens, which exceed the context of {self.context}"
+            )
+
+    def _check_ids(self, options: GenerationOptions) -> None:
+        for what, ids in (
+            ("logit_bias", options.logit_bias),
+            ("stop_token_ids", options.stop_token_ids or ()),
+        ):
+            wrong = next((i for i in ids if i >= self.num_tokens), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"{what} names token {wrong}, but tokens are 0 to {self.num_tokens - 1}"
+                )
+        if (options.logprobs or 0) > self.num_tokens:
+            raise ValueError(f"logprobs must be at most {self.num_tokens}, got {options.logprobs}")
+        banned = sum(bias == float("-inf") for bias in options.logit_bias.values())
+        if banned == self.num_tokens:
+            raise ValueError("logit_bias bans all tokens, so that none is left to sample")
+
+    def _check_text(self, prompt: Prompt, options: GenerationOptions) -> None:
+        if self.tokenizer is None and (options.stop or options.stop_rules):
+            raise ValueError("stop strings and rules need a tokenizer; use stop_token_ids")
+        if prompt.ids is None and options.echo:
+            raise ValueError("a prompt of embeddings has no text or logprobs to echo")
+
+    def _check_inspect(self, num_prompt: int, inspect: Inspect | None) -> None:
+        if inspect is None:
+            return
+        if not self.makes_plans:
+            raise ValueError("this engine was made without make_plan, so it cannot inspect")
+        if inspect.prompt_length not in (None, num_prompt):
+            raise ValueError(
+                f"the inspection is for a prompt of {inspect.prompt_length} tokens,"
+                f" and this one has {num_prompt}"
+            )
+
+    def _stop_ids(self, options: GenerationOptions) -> frozenset[int]:
+        ids = options.stop_token_ids
+        chosen = frozenset((self.eos_token_id,) if ids is None else ids)
+        return chosen - {self.eos_token_id} if options.ignore_eos else chosen
