@@ -178,7 +178,8 @@ def _fill_gpt(
     raw: Mapping[str, Any], values: Mapping[str, Any], extra: dict[str, Any]
 ) -> dict[str, Any]:
     """What the original code computes from other keys: inner size, kv heads, padded vocabulary."""
-    if raw.get("rope_scaling") or raw.get("rope_theta", 10000.0) != 10000.0:
+    scaled = raw.get("rope_scaling") or raw.get("rope_parameters")
+    if scaled or raw.get("rope_theta") not in (None, 10000.0):
         raise UnsupportedError(f"{raw['model_type']!r} has no rope scaling; its base is 10000")
     multiple = check_integer(
         "pad_vocab_size_multiple", extra.setdefault("pad_vocab_size_multiple", 64)

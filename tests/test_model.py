@@ -4,6 +4,8 @@ import pytest
 import torch
 from oracle import make_model, make_peer
 
+from phiscope.activations.capture import plan_capture
+from phiscope.activations.points import Point
 from phiscope.attention import BACKENDS
 from phiscope.cache import KVCache
 from phiscope.config import PRESETS, PhiConfig, RopeScaling
@@ -224,3 +226,21 @@ def test_a_slot_too_short_is_refused():
 def test_an_unknown_backend_is_named():
     with pytest.raises(UnsupportedError, match="'fast'"):
         PhiForCausalLM(SMALL).set_attention("fast")
+
+
+def test_fault_49_attention_maps_in_fp16_are_finite_and_right_where_the_product_overflows():
+    model = make_model(SMALL, dtype=torch.float32)
+    for block in model.model.layers:
+        block.self_attn.qkv_proj.bias[:128] = 300.0
+    ids, packed = random_ids(20), pack_lengths([20])
+    maps = []
+    for run in (model, model.half()):
+        plan = plan_capture(packed, [Point("attn_probs", 1), Point("attn_scores", 1)])
+        run.model(ids, packed, plan=plan)
+        maps.append(plan.rows(0))
+    exact, half = maps
+    assert half["attn_probs.1"].isfinite().all()
+    assert half["attn_scores.1"].max() > 65504  # what fp16 itself could not hold
+    allowed = torch.ones(20, 20, dtype=torch.bool).tril()
+    ours, theirs = half["attn_scores.1"][:, allowed], exact["attn_scores.1"][:, allowed]
+    assert relative(ours, theirs) < 0.02

@@ -1,0 +1,76 @@
+# Set-up, demo, tests and the embedded models. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := hf,serve,ray,eval,plot,dev
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+INSTALL := $(PIP) install --no-compile --constraint constraints.txt
+WHEEL := build/wheel
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint wheel-test unit-test tiny nano docs clean
+
+help:  ## list these targets
+	@echo "Phiscope: make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready  ## set up, then generate, show hidden states and compare texts
+	@$(BIN)/python examples/demo.py
+
+test: lint wheel-test unit-test  ## set up with all extras, then lint, check types and test
+
+lint: $(VENV)/.ready-for-tests
+	@echo "== ruff: lint and format"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+	@echo "== import contract"
+	@$(BIN)/lint-imports
+
+# What users install: the same tests of the package and its command line, run from elsewhere.
+wheel-test: $(VENV)/.ready-for-tests lint
+	@echo "== build the wheel and test it in $(WHEEL)"
+	@rm -rf build && mkdir -p $(WHEEL)/run
+	@$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir $(WHEEL)/dist
+	@$(PIP) install --no-deps --no-compile --target $(WHEEL)/site $(WHEEL)/dist/*.whl
+	@cp -r tests pyproject.toml $(WHEEL)/run
+	@cd $(WHEEL)/run && export PYTHONPATH=$(CURDIR)/$(WHEEL)/site && \
+		$(CURDIR)/$(BIN)/python -c 'import phiscope; assert phiscope.__file__.startswith("$(CURDIR)/$(WHEEL)")' && \
+		$(CURDIR)/$(BIN)/python -m pytest tests/test_package.py tests/cli
+
+unit-test: $(VENV)/.ready-for-tests wheel-test
+	@echo "== pytest"
+	@$(BIN)/python -m pytest
+
+tiny: $(VENV)/.ready  ## train the embedded model `tiny` anew (hours), into runs/tiny
+	@$(BIN)/phiscope train --preset tiny --out runs/tiny
+
+nano: $(VENV)/.ready  ## train the test model `nano` anew (minutes), into runs/nano
+	@$(BIN)/phiscope train --preset nano --out runs/nano
+
+docs: $(VENV)/.ready  ## write docs/cli.md anew from the commands
+	@$(BIN)/python docs/make_cli_page.py
+
+clean:  ## remove the set-up and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Each stamp stands for one finished step of the set-up and is redone when its sources change.
+$(VENV)/.torch: constraints.txt
+	@echo "== set-up: $(VENV) with torch (once; about half a minute, or the time of its download)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Phiscope needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) setuptools torch
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	@echo "== set-up: phiscope"
+	@$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.ready-for-tests: $(VENV)/.ready
+	@echo "== set-up: everything the tests use (once; about a minute)"
+	@$(INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'
+	@touch $@

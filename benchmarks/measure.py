@@ -1,0 +1,67 @@
+"""What every benchmark shares: the machine's description, interleaved timing, results as JSON."""
+
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phiscope.runtime import describe_machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleave(
+    tasks: Mapping[str, Callable[[], object]], *, repeats: int = 5, warmups: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each task, run in turn so that a drift of the machine meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(warmups + repeats):
+        for name, task in tasks.items():
+            begin = time.perf_counter()
+            task()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= warmups:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def median(seconds: list[float]) -> float:
+    return statistics.median(seconds)
+
+
+def peak_memory() -> int:
+    """Bytes of memory this process held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_result(name: str, figures: Mapping[str, Any]) -> Path:
+    """Write figures with the machine they belong to as results/NAME.json, and print them."""
+    machine = describe_machine()
+    result = {
+        "date": date.today().isoformat(),
+        "machine": {
+            "cpu": machine.cpu,
+            "cores": machine.num_cores,
+            "cpu_features": machine.cpu_features,
+            "memory_gb": round(machine.memory / 1e9, 1),
+            "gpus": machine.gpus,
+            "system": platform.system(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
+        **figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(path.read_text())
+    return path

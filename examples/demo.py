@@ -1,0 +1,77 @@
+"""What `make demo` runs: text, hidden states, and which texts are alike, on an embedded model.
+
+`tiny` is a demonstration of about 5M parameters. What it writes is not what Phi-2 writes; the calls
+are the same: run this with `--model microsoft/phi-2` to see.
+"""
+
+import argparse
+import textwrap
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+import phiscope
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+CODE = '''def print_prime(n):
+    """
+    Print all primes between 1 and n
+    """
+'''
+QUESTION = "What does `os.path.exists` do?"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Show what phiscope does.")
+    parser.add_argument("--model", default="tiny", help="a name, a folder or a hub id")
+    phi = phiscope.load(parser.parse_args().model, progress=True)
+    print(f"{phi.config.num_parameters:,} parameters in mode {phi.mode.name}")
+    show_completion(phi, CODE, "code")
+    show_completion(phi, QUESTION, "instruct")
+    show_norms(phi, CODE)
+    show_nearest(phi, list(read_paragraphs(README)))
+
+
+def show_completion(phi: phiscope.Phi, prompt: str, format: str) -> None:
+    print(f"\n== a prompt in format {format!r}, and its completion as it comes")
+    print(phiscope.FORMATS[format].render(prompt), end="", flush=True)
+    for piece in phi.stream(prompt, format=format, max_new_tokens=64):
+        print(piece, end="", flush=True)
+    print()
+
+
+def show_norms(phi: phiscope.Phi, text: str) -> None:
+    """Numbered as transformers numbers them: 0 the embeddings, the last after the final norm."""
+    states = phi.hidden_states(text)  # (L + 1, T, hidden)
+    print(f"\n== hidden states of the code prompt: {states.shape[0]} of {tuple(states.shape[1:])}")
+    print("state  mean norm  largest norm")
+    for layer, norms in enumerate(states.norm(dim=-1)):
+        print(f"{layer:5}  {norms.mean():9.2f}  {norms.max():12.2f}")
+
+
+def show_nearest(phi: phiscope.Phi, paragraphs: list[str]) -> None:
+    """Compare vectors after taking off their mean, which all texts share."""
+    vectors = phi.embed(paragraphs, pool="mean")  # (paragraphs, hidden)
+    vectors -= vectors.mean(axis=0)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors @ vectors.T
+    a, b = max(combinations(range(len(paragraphs)), 2), key=lambda pair: cosines[pair])
+    print(f"\n== of {len(paragraphs)} paragraphs of the README, the two nearest ones")
+    for paragraph in (paragraphs[a], paragraphs[b]):
+        print(textwrap.indent(textwrap.shorten(paragraph, 200), "  "))
+    print(f"  cosine {cosines[a, b]:.2f}; all pairs are between {cosines.min():.2f} and 1")
+
+
+def read_paragraphs(path: Path) -> Iterator[str]:
+    """The paragraphs of prose: no headings, code, tables or lists."""
+    prose = "".join(path.read_text(encoding="utf-8").split("```")[::2])
+    for block in prose.split("\n\n"):
+        paragraph = " ".join(block.split())
+        if len(paragraph) > 60 and not paragraph.startswith(("#", "|", "*", "-", "[")):
+            yield paragraph
+
+
+if __name__ == "__main__":
+    main()

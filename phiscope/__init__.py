@@ -1,0 +1,126 @@
+"""Phiscope runs Phi-2, phi-1.5 and phi-1, and hands over every hidden state inside them.
+
+The names below are the public ones. Each is imported when it is first used, so that
+`import phiscope` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phiscope.activations.edits import Ablate, Add, Edit, Knockout, Replace, Scale, Transform
+    from phiscope.activations.points import POINTS, Point
+    from phiscope.api import Phi, load
+    from phiscope.cache import KVCache
+    from phiscope.checkpoint import convert, load_model, save_checkpoint
+    from phiscope.config import PRESETS, PhiConfig
+    from phiscope.errors import (
+        CheckpointError,
+        ConfigError,
+        ContextLengthError,
+        HubError,
+        MissingExtraError,
+        NonFiniteError,
+        PhiscopeError,
+        PointError,
+        TokenizerError,
+        TrainingError,
+        UnsupportedError,
+    )
+    from phiscope.evaluation.likelihood import Score
+    from phiscope.generation.completion import Completion
+    from phiscope.generation.engine import Engine
+    from phiscope.generation.options import GenerationOptions
+    from phiscope.inspection import describe, verify
+    from phiscope.model import PhiForCausalLM, PhiModel
+    from phiscope.packing import Packed, pack
+    from phiscope.prompts import FORMATS, PromptFormat
+    from phiscope.runtime import MODES, Mode
+    from phiscope.tokenizer import Tokenizer, load_tokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "activations.edits": ("Ablate", "Add", "Edit", "Knockout", "Replace", "Scale", "Transform"),
+    "activations.points": ("POINTS", "Point"),
+    "api": ("Phi", "load"),
+    "cache": ("KVCache",),
+    "checkpoint": ("convert", "load_model", "save_checkpoint"),
+    "config": ("PRESETS", "PhiConfig"),
+    "errors": (
+        *("CheckpointError", "ConfigError", "ContextLengthError", "HubError", "MissingExtraError"),
+        *("NonFiniteError", "PhiscopeError", "PointError", "TokenizerError", "TrainingError"),
+        "UnsupportedError",
+    ),
+    "evaluation.likelihood": ("Score",),
+    "generation.completion": ("Completion",),
+    "generation.engine": ("Engine",),
+    "generation.options": ("GenerationOptions",),
+    "inspection": ("describe", "verify"),
+    "model": ("PhiForCausalLM", "PhiModel"),
+    "packing": ("Packed", "pack"),
+    "prompts": ("FORMATS", "PromptFormat"),
+    "runtime": ("MODES", "Mode"),
+    "tokenizer": ("Tokenizer", "load_tokenizer"),
+}
+"""Where each public name lives."""
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "FORMATS",
+    "MODES",
+    "POINTS",
+    "PRESETS",
+    "Ablate",
+    "Add",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "ContextLengthError",
+    "Edit",
+    "Engine",
+    "GenerationOptions",
+    "HubError",
+    "KVCache",
+    "Knockout",
+    "MissingExtraError",
+    "Mode",
+    "NonFiniteError",
+    "Packed",
+    "Phi",
+    "PhiConfig",
+    "PhiForCausalLM",
+    "PhiModel",
+    "PhiscopeError",
+    "Point",
+    "PointError",
+    "PromptFormat",
+    "Replace",
+    "Scale",
+    "Score",
+    "Tokenizer",
+    "TokenizerError",
+    "TrainingError",
+    "Transform",
+    "UnsupportedError",
+    "convert",
+    "describe",
+    "load",
+    "load_model",
+    "load_tokenizer",
+    "pack",
+    "save_checkpoint",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'phiscope' has no attribute {name!r}")
+    value = getattr(import_module(f"phiscope.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

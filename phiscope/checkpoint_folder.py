@@ -1,0 +1,125 @@
+"""A checkpoint folder, open and checked.
+
+It is sound when its config, its layout and every tensor's name and shape agree; that is
+established from headers alone, before anything is allocated.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from phiscope.config import PhiConfig, read_config
+from phiscope.errors import CheckpointError
+from phiscope.layouts import (
+    Layout,
+    check_shapes,
+    detect_layout,
+    find_pieces,
+    modernise,
+    our_shapes,
+    stored_shapes,
+)
+from phiscope.stored import StoredTensor
+from phiscope.weights import Span, Weights, read_spans
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Checkpoint:
+    """An open checkpoint folder whose headers were checked; a context manager.
+
+    `tensors` has the stored weights by today's names of its `layout`; `shapes` ours by our names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.config = read_config(self.folder)
+        self.weights = Weights(self.folder)
+        try:
+            self._read_headers()
+        except BaseException:
+            self.weights.close()
+            raise
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.weights.close()
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors are stored in each dtype, the commonest first."""
+        counts = Counter(dtype_name(tensor.dtype) for tensor in self.tensors.values())
+        return dict(counts.most_common())
+
+    def spans(self, targets: Mapping[str, Tensor]) -> Iterator[Span]:
+        """What to read to fill our tensors, given by our names."""
+        for name, target in targets.items():
+            for piece in self._pieces[name]:
+                out = target[piece.target : piece.target + piece.rows]
+                yield Span(self.tensors[piece.name], piece.start, out, name)
+
+    def fetch(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One of our tensors."""
+        tensor = torch.empty(self.shapes[name], dtype=dtype)
+        read_spans(self.spans({name: tensor}))
+        return tensor
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that holds one of our tensors exactly as it is stored."""
+        dtype, *others = {self.tensors[piece.name].dtype for piece in self._pieces[name]}
+        for other in others:
+            dtype = torch.promote_types(dtype, other)
+        return dtype
+
+    def _read_headers(self) -> None:
+        names = modernise(self.weights.tensors)
+        self.layout = detect_layout(names)
+        self.tensors: dict[str, StoredTensor] = {
+            name: self.weights.tensors[stored] for name, stored in names.items()
+        }
+        self.config = _fit_vocabulary(self.config, self.layout, self.tensors)
+        found = {name: tensor.shape for name, tensor in self.tensors.items()}
+        check_shapes(found, stored_shapes(self.config, self.layout), where=str(self.folder))
+        self._check_dtypes()
+        self.shapes = our_shapes(self.config)
+        self._pieces = find_pieces(self.config, self.layout)
+
+    def _check_dtypes(self) -> None:
+        wrong = [name for name, tensor in self.tensors.items() if tensor.dtype not in FLOATS]
+        if wrong:
+            first = self.tensors[wrong[0]]
+            raise CheckpointError(
+                f"{len(wrong)} tensors of {self.folder} are not of a dtype for weights, the first "
+                f"{wrong[0]!r} of {dtype_name(first.dtype)} in {first.file.path.name}; "
+                "take the float checkpoint"
+            )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Its name without the module: `float16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _fit_vocabulary(
+    config: PhiConfig, layout: Layout, tensors: Mapping[str, StoredTensor]
+) -> PhiConfig:
+    """Take the stored number of rows where the config only rounds it up.
+
+    Microsoft's code pads `vocab_size` to a multiple when it reads its own configs, so the config of
+    a resized fine-tune may stand for the padded number of rows or for the written one.
+    """
+    embed = find_pieces(config, layout, layers=0)["model.embed_tokens.weight"][0].name
+    multiple = config.extra.get("pad_vocab_size_multiple")
+    if layout not in ("A", "B") or type(multiple) is not int or multiple < 1:
+        return config
+    if embed not in tensors or not tensors[embed].shape:
+        return config
+    rows = tensors[embed].shape[0]
+    padded = -(-rows // multiple) * multiple
+    return replace(config, vocab_size=rows) if padded == config.vocab_size else config

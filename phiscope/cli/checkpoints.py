@@ -1,0 +1,161 @@
+"""`phiscope info`, `verify` and `convert`: checkpoint folders, looked at and rewritten."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phiscope.cli.command import Command
+from phiscope.cli.exits import CHECKPOINT_FAULT, OK, usage_errors
+from phiscope.cli.printing import (
+    emit,
+    emit_facts,
+    emit_json,
+    note,
+    show_bytes,
+    show_count,
+    shows_progress,
+)
+
+if TYPE_CHECKING:
+    from phiscope.inspection import Summary, Verification
+
+LAYOUT_NAMES = ("A", "B", "C", "D")
+DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64")
+_LAYOUT_NOTES = """\
+Layouts: A mixformer-sequential, B phi-msft, C transformers 4.36 (fused),
+D transformers 4.37 and later."""
+
+
+def _add_source(parser: ArgumentParser, name: str) -> None:
+    parser.add_argument(
+        name, metavar=name.upper(), help="a folder, a hub id, or tiny or nano (embedded)"
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    _add_source(parser, "model")
+
+
+def _add_convert_arguments(parser: ArgumentParser) -> None:
+    _add_source(parser, "source")
+    parser.add_argument("destination", metavar="DESTINATION", help="a new folder")
+    parser.add_argument("--layout", choices=LAYOUT_NAMES, default="D", help="(default: D)")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="(default: as stored)")
+    parser.add_argument(
+        "--shard-gb", type=float, default=5.0, metavar="GB", help="size of a file (default: 5)"
+    )
+
+
+def _find(name: str, revision: str | None) -> Path:
+    from phiscope.hub import resolve
+
+    return resolve(name, revision=revision)
+
+
+def _run_info(arguments: Namespace) -> int:
+    folder = _find(arguments.model, arguments.revision)
+    from phiscope.inspection import describe
+
+    summary = describe(folder)
+    if arguments.json:
+        emit_json(summary.to_dict())
+    else:
+        _print_summary(summary)
+    return OK
+
+
+def _print_summary(summary: "Summary") -> None:
+    config = summary.config
+    heads = f"{config.num_attention_heads} heads of {config.head_dim}"
+    if config.num_key_value_heads != config.num_attention_heads:
+        heads += f" ({config.num_key_value_heads} for keys and values)"
+    emit_facts(
+        [
+            ("folder", summary.folder),
+            ("layout", summary.layout),
+            ("parameters", show_count(summary.num_parameters)),
+            ("layers", f"{config.num_hidden_layers} of {config.hidden_size} with {heads}"),
+            ("mlp", f"{config.intermediate_size}, {config.hidden_act}"),
+            ("rotary", f"{config.rotary_dim} of {config.head_dim}, base {config.rope_theta:g}"),
+            ("vocabulary", show_count(config.vocab_size)),
+            ("context", f"{show_count(config.max_position_embeddings)} tokens"),
+            ("stored", ", ".join(f"{n} x {dtype}" for dtype, n in summary.dtypes.items())),
+        ]
+    )
+    for name, size in summary.files.items():
+        emit_facts([("file", f"{name}, {show_bytes(size)}")])
+
+
+def _run_verify(arguments: Namespace) -> int:
+    folder = _find(arguments.model, arguments.revision)
+    from tqdm import tqdm
+
+    from phiscope.inspection import verify
+
+    with tqdm(unit="B", unit_scale=True, delay=2, disable=not shows_progress()) as bar:
+        found = verify(folder, on_bytes=bar.update)
+    if arguments.json:
+        emit_json(found.to_dict())
+    else:
+        _print_verification(found)
+    for problem in found.problems:
+        note(f"phiscope: {problem}")
+    return OK if found.sound else CHECKPOINT_FAULT
+
+
+def _print_verification(found: "Verification") -> None:
+    emit_facts([("folder", found.folder), ("sound", "yes" if found.sound else "no")])
+    if found.layout is not None:
+        emit(f"{show_count(found.num_tensors)} tensors in layout {found.layout}, all shapes right")
+    for name, digest in found.sha256.items():
+        emit(f"{digest}  {name}")
+
+
+def _run_convert(arguments: Namespace) -> int:
+    source, destination = arguments.source, Path(arguments.destination)
+    folder = _find(source, arguments.revision)
+    import torch
+
+    from phiscope.checkpoint import convert
+
+    with usage_errors():
+        convert(
+            folder,
+            destination,
+            layout=arguments.layout,
+            dtype=None if arguments.dtype is None else getattr(torch, arguments.dtype),
+            max_shard_size=round(arguments.shard_gb * 10**9),
+            progress=shows_progress(),
+        )
+    written = {"source": source, "destination": str(destination), "layout": arguments.layout}
+    if arguments.json:
+        emit_json(written)
+    else:
+        note(f"{destination}: {source} in layout {arguments.layout}")
+    return OK
+
+
+INFO = Command(
+    name="info",
+    summary="say what a checkpoint holds, from its headers",
+    usage="MODEL [options]",
+    add_arguments=_add_model,
+    run=_run_info,
+    notes=_LAYOUT_NOTES,
+)
+VERIFY = Command(
+    name="verify",
+    summary="read a whole checkpoint: names, shapes, NaN and infinities, hashes",
+    usage="MODEL [options]",
+    add_arguments=_add_model,
+    run=_run_verify,
+)
+CONVERT = Command(
+    name="convert",
+    summary="rewrite a checkpoint in another layout or dtype",
+    usage="SOURCE DESTINATION [options]",
+    add_arguments=_add_convert_arguments,
+    run=_run_convert,
+    notes=_LAYOUT_NOTES,
+)

@@ -1,0 +1,106 @@
+"""A weight file held open, and where each tensor lies in it.
+
+Files are read with positioned reads and never mapped: a mapped file that is cut short while in
+use kills the process with SIGBUS, a short read is a clean error.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from phiscope.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100 * 2**20
+CHUNK_BYTES = 4 * 2**20
+"""Bytes read at a time: what a core's cache holds, so that a chunk is checked while it is there."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: rows of its first dimension lie one after the other from `offset` on."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: "WeightFile"
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of the first dimension; a scalar is one row."""
+        return torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
+
+
+class WeightFile:
+    """A regular file, open for reading from any thread; a context manager.
+
+    `size` and the identity are taken at opening: `check_unchanged` tells whether they still hold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = _open(path)
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        self._identity = (status.st_size, status.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise CheckpointError(f"{path} is not a regular file")
+
+    def __enter__(self) -> "WeightFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def read_into(self, buffer: memoryview, offset: int, what: str) -> None:
+        """Fill the buffer with the bytes from `offset` on; `CheckpointError` if there are fewer."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"cannot read {what} of {self.path}: {error}") from error
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.path} is too short for {what}: it was cut, so fetch it again"
+                )
+            done += count
+
+    def read(self, offset: int, size: int, what: str) -> bytes:
+        """Those bytes; the size must have been checked against `self.size` before."""
+        buffer = bytearray(size)
+        self.read_into(memoryview(buffer), offset, what)
+        return bytes(buffer)
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if somebody wrote to the file since it was opened."""
+        status = os.fstat(self._descriptor)
+        if (status.st_size, status.st_mtime_ns) != self._identity:
+            raise CheckpointError(f"{self.path} changed while it was being read; load it again")
+
+
+def view_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, as writable bytes."""
+    data: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    return data
+
+
+def _open(path: Path) -> int:
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise CheckpointError(f"cannot open {path}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Training: text to a model's folder."""

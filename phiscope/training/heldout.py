@@ -1,0 +1,118 @@
+"""Bits per byte on held-out text: the figure that does not depend on the tokenizer.
+
+The nats of all tokens, ends of documents included, over the bytes of the text they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phiscope.model import PhiForCausalLM
+from phiscope.packing import pack_lengths
+from phiscope.tokenizer import Tokenizer
+from phiscope.training.documents import Ids
+from phiscope.training.loss import head_loss
+
+_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a model needs for a text."""
+
+    nats: float
+    num_tokens: int
+    num_bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.num_bytes
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.num_tokens
+
+
+def byte_lengths(tokenizer: Tokenizer) -> Ids:
+    """(vocab,) bytes of text that each id stands for; the end token stands for none."""
+    lengths = [len(tokenizer.token_bytes(index)) for index in range(tokenizer.vocab_size)]
+    lengths[tokenizer.eos_token_id] = 0
+    return np.array(lengths, dtype=np.uint16)
+
+
+Apply = Callable[[Callable[[list["Span"]], float], Iterable[list["Span"]]], Iterable[float]]
+"""`map`, or the `map` of a pool of threads."""
+
+
+def measure(
+    model: PhiForCausalLM,
+    tokens: Ids,
+    lengths: Ids,
+    *,
+    overlap: float = 0.0,
+    limit: int | None = None,
+    apply: Apply = map,
+) -> Figure:
+    """Bits per byte of a stream of tokens, window by window.
+
+    Each token but the first is predicted once. `overlap` is the share of a window that is only
+    context: 0 begins each window blind, 0.5 gives every token at least half a window to look back
+    on (but for the first window). `limit` takes about so many tokens, from evenly spread windows.
+    """
+    context = model.config.max_position_embeddings
+    spans = list(_spans(len(tokens), context, max(1, round(context * (1 - overlap)))))
+    if limit is not None:
+        spans = spans[:: max(1, len(tokens) // limit)]
+    asked = np.concatenate([tokens[first:end] for _, first, end in spans])
+    was_training = model.training
+    model.eval()
+    batches = _batches(spans, _BATCH_TOKENS // context)
+    nats = sum(apply(partial(_nats, model, tokens), batches))
+    model.train(was_training)
+    return Figure(nats, len(asked), int(lengths[asked].sum(dtype=np.int64)))
+
+
+Span = tuple[int, int, int]
+"""Where a window begins, and the first and the end of the tokens it is asked to predict."""
+
+
+def _spans(count: int, context: int, stride: int) -> Iterator[Span]:
+    first = 1
+    while first < count:
+        end = min(count, context + 1 if first == 1 else first + stride)
+        yield max(0, end - 1 - context), first, end
+        first = end
+
+
+def _batches(spans: list[Span], size: int) -> Iterator[list[Span]]:
+    for begin in range(0, len(spans), max(1, size)):
+        yield spans[begin : begin + max(1, size)]
+
+
+@torch.no_grad()
+def _nats(model: PhiForCausalLM, tokens: Ids, spans: list[Span]) -> float:
+    inputs = [_ids(tokens, begin, end - 1) for begin, _, end in spans]
+    targets = torch.cat([_ids(tokens, first, end) for _, first, end in spans])
+    packed = pack_lengths([len(one) for one in inputs])
+    hidden = model.model(torch.cat(inputs), packed)
+    asked = torch.cat(
+        [
+            torch.arange(len(one)) >= first - 1 - begin
+            for one, (begin, first, _) in zip(inputs, spans, strict=True)
+        ]
+    )
+    assert model.lm_head is not None
+    head = model.lm_head
+    return float(head_loss(hidden[asked].float(), head.weight, head.bias, targets))
+
+
+def _ids(tokens: Ids, begin: int, end: int) -> Tensor:
+    return torch.from_numpy(tokens[begin:end].astype(np.int64))

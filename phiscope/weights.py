@@ -1,0 +1,314 @@
+"""The weight files of a checkpoint folder: opened together, checked, and read into tensors.
+
+Bytes go straight into the destination where dtype and device agree, else through a small staging
+buffer per thread; every byte is touched once, so loading costs the model's memory and no more.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phiscope.errors import CheckpointError, NonFiniteError
+from phiscope.safetensors_format import read_header, write_json, write_safetensors
+from phiscope.stored import CHUNK_BYTES, MAX_HEADER_BYTES, StoredTensor, WeightFile, view_bytes
+from phiscope.strict import read_json_object
+from phiscope.torch_zip import read_torch_zip
+
+MAX_THREADS = 4
+
+_CANDIDATES = (  # in transformers' order
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+
+
+class Weights:
+    """Every tensor stored in a folder, by its stored name; a context manager that closes the files.
+
+    Raises `CheckpointError` for files that are missing, damaged, or at odds with their index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.index, names = _find_files(self.folder)
+        self.tensors: dict[str, StoredTensor] = {}
+        with ExitStack() as stack:
+            self.files = [stack.enter_context(WeightFile(self.folder / name)) for name in names]
+            for file in self.files:
+                self._add(file)
+            self._check_index()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file was written to since it was opened."""
+        for file in self.files:
+            file.check_unchanged()
+
+    def _add(self, file: WeightFile) -> None:
+        read = read_header if file.path.suffix == ".safetensors" else read_torch_zip
+        for name, tensor in read(file).items():
+            if name in self.tensors:
+                other = self.tensors[name].file.path.name
+                raise CheckpointError(f"{name!r} is in {other} and again in {file.path.name}")
+            self.tensors[name] = tensor
+
+    def _check_index(self) -> None:
+        if self.index is None:
+            return
+        found = {name: tensor.file.path.name for name, tensor in self.tensors.items()}
+        names = (*self.index, *found)
+        wrong = [name for name in names if found.get(name) != self.index.get(name)]
+        if wrong:
+            first = "; ".join(
+                f"{name!r} in {self.index.get(name, 'none')} by the index, "
+                f"in {found.get(name, 'none')} in truth"
+                for name in dict.fromkeys(wrong[:5])
+            )
+            raise CheckpointError(f"the index of {self.folder} disagrees with its files: {first}")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows `start` on of a stored tensor, and the tensor of as many rows that they go into."""
+
+    source: StoredTensor
+    start: int
+    out: Tensor
+    name: str
+    """Of the destination, for messages."""
+
+
+def read_spans(
+    spans: Iterable[Span], *, on_bytes: Callable[[int], object] | None = None
+) -> set[str]:
+    """Fill every span's tensor, converting to its dtype, with several threads.
+
+    Returns the names of the tensors with a NaN or an infinity. `on_bytes` is told, in the calling
+    thread, how many bytes were read. Raises `CheckpointError` for a file that ends early and
+    `NonFiniteError` for a number the new dtype cannot hold.
+    """
+    reader = _Reader()
+    with ThreadPoolExecutor(num_threads()) as pool:
+        chunks = [pool.submit(reader.read, chunk) for span in spans for chunk in _split(span)]
+        try:
+            for chunk in as_completed(chunks):
+                num_bytes = chunk.result()
+                if on_bytes is not None:
+                    on_bytes(num_bytes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return reader.non_finite
+
+
+def find_non_finite(
+    tensors: Iterable[StoredTensor], *, on_bytes: Callable[[int], object] | None = None
+) -> list[str]:
+    """Names of the floating-point tensors that hold a NaN or an infinity."""
+    with ThreadPoolExecutor(num_threads()) as pool:
+        floats = [tensor for tensor in tensors if tensor.dtype in _BITS]
+        names = []
+        for tensor, finite in zip(floats, pool.map(_scan, floats), strict=True):
+            names += [] if finite else [tensor.name]
+            if on_bytes is not None:
+                on_bytes(tensor.num_bytes)
+    return names
+
+
+def convert_values(x: Tensor, dtype: torch.dtype, name: str) -> tuple[Tensor, bool]:
+    """The values in another dtype, and whether all are finite.
+
+    Raises `NonFiniteError` naming the tensor where a finite number would become infinite.
+    """
+    converted = x.to(dtype)
+    if is_finite(converted):
+        return converted, True
+    lost = x.isfinite() & ~converted.isfinite()
+    if lost.any():
+        largest = x[lost].abs().max().item()
+        raise NonFiniteError(
+            f"{name!r} holds {largest:.6g}, beyond the range of {dtype}; take bfloat16 or float32"
+        )
+    return converted, False
+
+
+def write_weights(
+    folder: Path,
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterator[Tensor],
+    *,
+    max_shard_size: int,
+) -> None:
+    """Write safetensors, in shards with an index if one file would exceed that many bytes.
+
+    The tensors come one at a time, in the entries' order.
+    """
+    shards = _plan_shards(entries, max_shard_size)
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        part = {key: entries[key] for key in shard}
+        write_safetensors(folder / name, part, itertools.islice(tensors, len(part)))
+    if len(shards) > 1:
+        files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(map(_entry_bytes, entries.values()))
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def num_threads() -> int:
+    """Threads that read: memory is full with a few."""
+    return min(MAX_THREADS, os.cpu_count() or 1)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no element is NaN or infinite, told from the bits.
+
+    As integers, the non-finite numbers above zero are the largest with a sign, and those below zero
+    the largest without: two maxima in one thread, tens of times cheaper than `isfinite`.
+    """
+    if not x.dtype.is_floating_point:
+        return True
+    signed, unsigned, infinity = _BITS[x.dtype]
+    bits = x.contiguous().reshape(-1).view(signed).numpy()
+    if bits.size == 0:
+        return True
+    sign = 1 << (8 * x.dtype.itemsize - 1)
+    return bool(bits.max() < infinity and bits.view(unsigned).max() < infinity + sign)
+
+
+_BITS = {  # dtype: (the same bits with a sign, without, positive infinity)
+    torch.float16: (torch.int16, np.uint16, 0x7C00),
+    torch.bfloat16: (torch.int16, np.uint16, 0x7F80),
+    torch.float32: (torch.int32, np.uint32, 0x7F80_0000),
+    torch.float64: (torch.int64, np.uint64, 0x7FF0_0000_0000_0000),
+}
+
+
+class _Reader:
+    """Reads chunks, with one staging buffer per thread."""
+
+    def __init__(self) -> None:
+        self.non_finite: set[str] = set()
+        self._local = threading.local()
+
+    def read(self, chunk: Span) -> int:
+        source, out = chunk.source, chunk.out
+        offset = source.offset + chunk.start * source.row_bytes
+        what = f"tensor {source.name!r}"
+        if out.dtype == source.dtype and out.device.type == "cpu":
+            source.file.read_into(view_bytes(out), offset, what)
+            finite = is_finite(out)
+        else:
+            staged = self._stage(chunk)
+            source.file.read_into(view_bytes(staged), offset, what)
+            converted, finite = convert_values(staged, out.dtype, chunk.name)
+            out.copy_(converted)
+        if not finite:
+            self.non_finite.add(chunk.name)
+        return out.shape[0] * source.row_bytes
+
+    def _stage(self, chunk: Span) -> Tensor:
+        size = chunk.out.shape[0] * chunk.source.row_bytes
+        buffer: Tensor | None = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.numel() < size:
+            pinned = chunk.out.device.type == "cuda"
+            buffer = torch.empty(max(size, CHUNK_BYTES), dtype=torch.uint8, pin_memory=pinned)
+            self._local.buffer = buffer
+        return buffer[:size].view(chunk.source.dtype).view(chunk.out.shape)
+
+
+def _split(span: Span) -> Iterator[Span]:
+    rows = max(1, CHUNK_BYTES // max(1, span.source.row_bytes))
+    for first in range(0, span.out.shape[0], rows):
+        out = span.out[first : first + rows]
+        yield Span(span.source, span.start + first, out, span.name)
+
+
+def _scan(tensor: StoredTensor) -> bool:
+    """Whether every element of a stored tensor is finite."""
+    rows = max(1, CHUNK_BYTES // max(1, tensor.row_bytes))
+    total = tensor.shape[0] if tensor.shape else 1
+    for start in range(0, total, rows):
+        shape = (min(rows, total - start), *tensor.shape[1:])
+        chunk = torch.empty(shape, dtype=tensor.dtype)
+        offset = tensor.offset + start * tensor.row_bytes
+        tensor.file.read_into(view_bytes(chunk), offset, f"tensor {tensor.name!r}")
+        if not is_finite(chunk):
+            return False
+    return True
+
+
+def _plan_shards(
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], limit: int
+) -> list[list[str]]:
+    """Names per file, in order; a tensor above the limit has a file of its own."""
+    if limit <= 0:
+        raise ValueError(f"max_shard_size must be positive, got {limit}")
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, entry in entries.items():
+        size += _entry_bytes(entry)
+        if size > limit and shards[-1]:
+            shards.append([])
+            size = _entry_bytes(entry)
+        shards[-1].append(name)
+    return shards
+
+
+def _entry_bytes(entry: tuple[torch.dtype, tuple[int, ...]]) -> int:
+    dtype, shape = entry
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+def _find_files(folder: Path) -> tuple[Mapping[str, str] | None, list[str]]:
+    """The index, if the checkpoint is in shards, and the names of its files."""
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder {folder}")
+    name = next((x for x in _CANDIDATES if (folder / x).exists()), None)
+    if name is None:
+        raise CheckpointError(f"no weights in {folder}; looked for {', '.join(_CANDIDATES)}")
+    if not name.endswith(".json"):
+        return None, [name]
+    index = _read_index(folder / name)
+    return index, sorted(set(index.values()))
+
+
+def _read_index(path: Path) -> Mapping[str, str]:
+    index = read_json_object(path, MAX_HEADER_BYTES, CheckpointError).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{path} has no weight_map of tensor names to files")
+    suffix = "." + path.name.split(".")[1]
+    shards = list(dict.fromkeys(map(str, index.values())))
+    unsafe = [x for x in shards if not _is_plain(x) or not x.endswith(suffix)]
+    if unsafe:
+        raise CheckpointError(
+            f"{path} names {unsafe[0]!r}, and a shard must be a {suffix} file beside its index"
+        )
+    missing = [x for x in shards if not (path.parent / x).exists()]
+    if missing:
+        raise CheckpointError(f"{path.parent} lacks the shards {', '.join(missing[:5])}")
+    return index
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays in its folder."""
+    return not set(name) & set("/\\\0") and not name.startswith(".")

@@ -1,0 +1,104 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import phiscope
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """The random model in a folder that a test may damage."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_info_says_what_the_headers_hold(run, folder):
+    code, out, _ = run("info", folder)
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert code == 0
+    assert facts["layout"] == "D"
+    assert facts["parameters"] == f"{phiscope.load(folder).config.num_parameters:,}"
+    assert facts["layers"] == "2 of 32 with 4 heads of 8"
+
+
+def test_info_in_json_has_the_config(run, folder):
+    found = json.loads(run("info", folder, "--json")[1])
+    assert found["layout"] == "D"
+    assert found["config"]["hidden_size"] == 32
+    assert found["dtypes"] == {"float32": 33}
+
+
+def test_verify_finds_a_sound_folder_sound_and_gives_its_hashes(run, folder):
+    code, out, err = run("verify", folder)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (code, err) == (0, "")
+    assert f"{digest}  model.safetensors" in out.splitlines()
+
+
+def test_verify_names_a_tensor_with_nan_and_exits_with_4(run, copy):
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.fc1.bias"][3] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    code, out, err = run("verify", copy, "--json")
+    assert code == 4
+    assert json.loads(out)["non_finite"] == ["model.layers.1.mlp.fc1.bias"]
+    assert "model.layers.1.mlp.fc1.bias" in err
+
+
+def test_a_model_with_nan_weights_loads_with_a_warning(run, copy, recwarn):
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.fc1.bias"][3] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _, _, err = run("states", "a", "--layers", "0", "--model", copy)
+    assert "warning: 1 tensors" in err
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_file_cut_short_is_a_checkpoint_fault(command, run, copy):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = run(command, copy)
+    assert code == 4
+    assert "model.safetensors" in err
+    assert "cut short" in err
+
+
+def test_convert_there_and_back_gives_the_same_tensors(run, folder, tmp_path):
+    there, back = tmp_path / "there", tmp_path / "back"
+    assert run("convert", folder, there, "--layout", "B")[0] == 0
+    assert run("convert", there, back)[0] == 0
+    assert json.loads(run("info", there, "--json")[1])["layout"] == "B"
+    before, after = (load_file(path / "model.safetensors") for path in (folder, back))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_convert_to_another_dtype_keeps_the_tokenizer(run, folder, tmp_path):
+    out = json.loads(run("convert", folder, tmp_path / "half", "--dtype", "float16", "--json")[1])
+    assert out["layout"] == "D"
+    phi = phiscope.load(tmp_path / "half", mode="fp32-cpu")
+    assert phi.config.dtype == "float16"
+    assert phi.tokenizer.fingerprint == phiscope.load(folder).tokenizer.fingerprint
+
+
+def test_convert_refuses_a_folder_that_holds_something(run, folder, copy):
+    code, _, err = run("convert", folder, copy)
+    assert code == 4
+    assert "not empty" in err
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "generate"])
+def test_a_name_that_leads_nowhere_is_a_checkpoint_fault(command, run):
+    words = ("hi", "--model", "nowhere") if command == "generate" else ("nowhere",)
+    code, out, err = run(command, *words)
+    assert (code, out) == (4, "")
+    assert "no folder 'nowhere'" in err

@@ -1,0 +1,42 @@
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+
+import phiscope.models
+from phiscope.cli import COMMANDS
+from phiscope.cli.command import make_parser
+from phiscope.training.card import make_command, render_card
+from phiscope.training.options import preset_options
+from phiscope.training.trainer import train
+
+
+def test_the_cards_command_is_one_the_program_understands():
+    options = preset_options("nano", Path("made/nano"), corpus=(Path("a b"), Path("c")), threads=2)
+    words = shlex.split(make_command(options))
+    given = make_parser(COMMANDS).parse_args(words[1:])
+    assert words[0] == "phiscope"
+    assert (given.preset, given.out, given.corpus) == ("nano", "nano", ["a b", "c"])
+    assert (given.steps, given.seed, given.threads) == (options.steps, options.seed, 2)
+
+
+def test_the_card_names_no_folder_above_the_last_three(options):
+    report = train(options)
+    deep = Path("/home/somebody/secret/docs/html/sources")
+    card = render_card(dataclasses.replace(options, corpus=(deep,)), report)
+    assert "`docs/html/sources`" in card
+    assert "secret" not in card
+    assert str(options.out.parent) not in card
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_the_shipped_card_holds_the_licence_the_figures_and_the_command(name):
+    card = (Path(phiscope.models.__file__).parent / name / "README.md").read_text()
+    for part in (
+        "Python Software Foundation License Version 2",
+        f"phiscope train --preset {name}",
+        "given the same training text",
+        "quality is not Phi-2's",
+    ):
+        assert part in card
