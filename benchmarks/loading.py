@@ -19,9 +19,9 @@ import torch
 from measure import interleave, median, write_result
 
 from phiscope.checkpoint import describe, load_model
+from phiscope.checkpoint.stored import WeightFile, view_bytes
+from phiscope.checkpoint.weights import num_threads
 from phiscope.config import DTYPES
-from phiscope.stored import WeightFile, view_bytes
-from phiscope.weights import num_threads
 
 PART = 16 * 2**20
 

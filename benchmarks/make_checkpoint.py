@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from phiscope.checkpoint import SHARD_SIZE, TOKENIZER_FILES, write_checkpoint
+from phiscope.checkpoint.layouts import LAYOUTS, our_shapes
 from phiscope.config import DTYPES, PRESETS, PhiConfig
 from phiscope.errors import PhiscopeError
-from phiscope.layouts import LAYOUTS, our_shapes
 
 BLOCK = 16_777_213  # a prime
 

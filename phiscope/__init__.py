@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from phiscope.activations.points import POINTS, Point
     from phiscope.api import Phi, load
     from phiscope.cache import KVCache
-    from phiscope.checkpoint import convert, load_model, save_checkpoint
+    from phiscope.checkpoint import convert, describe, load_model, save_checkpoint, verify
     from phiscope.config import PRESETS, PhiConfig
     from phiscope.errors import (
         CheckpointError,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from phiscope.generation.completion import Completion
     from phiscope.generation.engine import Engine
     from phiscope.generation.options import GenerationOptions
-    from phiscope.inspection import describe, verify
     from phiscope.model import PhiForCausalLM, PhiModel
     from phiscope.packing import Packed, pack
     from phiscope.prompts import FORMATS, PromptFormat
@@ -45,7 +44,7 @@ _HOMES = {
     "activations.points": ("POINTS", "Point"),
     "api": ("Phi", "load"),
     "cache": ("KVCache",),
-    "checkpoint": ("convert", "load_model", "save_checkpoint"),
+    "checkpoint": ("convert", "describe", "load_model", "save_checkpoint", "verify"),
     "config": ("PRESETS", "PhiConfig"),
     "errors": (
         *("CheckpointError", "ConfigError", "ContextLengthError", "HubError", "MissingExtraError"),
@@ -56,7 +55,6 @@ _HOMES = {
     "generation.completion": ("Completion",),
     "generation.engine": ("Engine",),
     "generation.options": ("GenerationOptions",),
-    "inspection": ("describe", "verify"),
     "model": ("PhiForCausalLM", "PhiModel"),
     "packing": ("Packed", "pack"),
     "prompts": ("FORMATS", "PromptFormat"),

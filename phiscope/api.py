@@ -26,6 +26,7 @@ from phiscope.activations.keeping import Keep
 from phiscope.activations.points import Point, PointSpec, resolve_points, transformers_state
 from phiscope.activations.pooling import normalize as unit_rows
 from phiscope.checkpoint import load_model
+from phiscope.checkpoint.hub import resolve
 from phiscope.config import PhiConfig, read_config
 from phiscope.errors import ContextLengthError
 from phiscope.evaluation.likelihood import Score, score_tokens
@@ -33,7 +34,6 @@ from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request
 from phiscope.generation.task import Inspect
-from phiscope.hub import resolve
 from phiscope.model import PhiForCausalLM
 from phiscope.packing import Packed
 from phiscope.prompts import select_format

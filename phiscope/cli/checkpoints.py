@@ -17,7 +17,7 @@ from phiscope.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from phiscope.inspection import Summary, Verification
+    from phiscope.checkpoint.inspection import Summary, Verification
 
 LAYOUT_NAMES = ("A", "B", "C", "D")
 DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64")
@@ -48,14 +48,14 @@ def _add_convert_arguments(parser: ArgumentParser) -> None:
 
 
 def _find(name: str, revision: str | None) -> Path:
-    from phiscope.hub import resolve
+    from phiscope.checkpoint.hub import resolve
 
     return resolve(name, revision=revision)
 
 
 def _run_info(arguments: Namespace) -> int:
     folder = _find(arguments.model, arguments.revision)
-    from phiscope.inspection import describe
+    from phiscope.checkpoint.inspection import describe
 
     summary = describe(folder)
     if arguments.json:
@@ -91,7 +91,7 @@ def _run_verify(arguments: Namespace) -> int:
     folder = _find(arguments.model, arguments.revision)
     from tqdm import tqdm
 
-    from phiscope.inspection import verify
+    from phiscope.checkpoint.inspection import verify
 
     with tqdm(unit="B", unit_scale=True, delay=2, disable=not shows_progress()) as bar:
         found = verify(folder, on_bytes=bar.update)

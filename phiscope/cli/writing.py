@@ -22,7 +22,7 @@ def check_name(out: str | None, *endings: str) -> None:
 
 def write_tensors(out: str, tensors: Mapping[str, "Tensor"]) -> None:
     """Write a .safetensors file."""
-    from phiscope.safetensors_format import write_safetensors
+    from phiscope.checkpoint.safetensors_format import write_safetensors
 
     entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     write_safetensors(Path(out), entries, tensors.values())

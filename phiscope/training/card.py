@@ -13,8 +13,8 @@ import tokenizers
 import torch
 
 from phiscope.checkpoint import save_checkpoint
+from phiscope.checkpoint.safetensors_format import write_bytes
 from phiscope.model import PhiForCausalLM
-from phiscope.safetensors_format import write_bytes
 from phiscope.tokenizer import Tokenizer
 from phiscope.training.options import TrainingOptions
 from phiscope.training.report import TrainingReport

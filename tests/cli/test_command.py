@@ -88,9 +88,9 @@ def test_modes_and_poolings_in_the_help_are_those_of_the_library():
 
 
 def test_layouts_and_dtypes_in_the_help_are_those_of_the_library():
+    from phiscope.checkpoint.layouts import LAYOUTS
     from phiscope.cli.checkpoints import DTYPE_NAMES, LAYOUT_NAMES
     from phiscope.config import DTYPES
-    from phiscope.layouts import LAYOUTS
 
     assert tuple(LAYOUTS) == LAYOUT_NAMES
     assert DTYPES == DTYPE_NAMES

@@ -5,8 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from phiscope.errors import CheckpointError, NonFiniteError, UnsupportedError
-from phiscope.weights import (
+from phiscope.checkpoint.weights import (
     Span,
     Weights,
     convert_values,
@@ -15,6 +14,7 @@ from phiscope.weights import (
     read_spans,
     write_weights,
 )
+from phiscope.errors import CheckpointError, NonFiniteError, UnsupportedError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

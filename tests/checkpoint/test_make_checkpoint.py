@@ -10,7 +10,7 @@ import torch
 from phiscope.checkpoint import describe, load_model
 from phiscope.packing import pack
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "make_checkpoint.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "make_checkpoint.py"
 SIZES = {
     **{"num_hidden_layers": 12, "hidden_size": 128, "intermediate_size": 512},
     **{"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 300},

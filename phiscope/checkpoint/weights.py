@@ -17,11 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phiscope.checkpoint.safetensors_format import read_header, write_json, write_safetensors
+from phiscope.checkpoint.stored import (
+    CHUNK_BYTES,
+    MAX_HEADER_BYTES,
+    StoredTensor,
+    WeightFile,
+    view_bytes,
+)
+from phiscope.checkpoint.torch_zip import read_torch_zip
 from phiscope.errors import CheckpointError, NonFiniteError
-from phiscope.safetensors_format import read_header, write_json, write_safetensors
-from phiscope.stored import CHUNK_BYTES, MAX_HEADER_BYTES, StoredTensor, WeightFile, view_bytes
 from phiscope.strict import read_json_object
-from phiscope.torch_zip import read_torch_zip
 
 MAX_THREADS = 4
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from phiscope import hub
+from phiscope.checkpoint import hub
+from phiscope.checkpoint.hub import resolve
 from phiscope.errors import HubError
-from phiscope.hub import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/phi-2"
 CODE = """
 import sys
 from phiscope.errors import HubError
-from phiscope.hub import resolve
+from phiscope.checkpoint.hub import resolve
 try:
     print(resolve(sys.argv[1], revision=sys.argv[2] or None))
 except HubError as error:
@@ -136,7 +136,7 @@ def resolve_apart(home, *, name=NAME, revision="", **environment):
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(Path(hub.__file__).parents[1]),
+        "PYTHONPATH": str(Path(hub.__file__).parents[2]),
         **environment,
     }
     command = [sys.executable, "-c", CODE, name, revision]

@@ -5,9 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phiscope.config import PRESETS, PhiConfig
-from phiscope.errors import CheckpointError, UnsupportedError
-from phiscope.layouts import (
+from phiscope.checkpoint.layouts import (
     LAYOUTS,
     check_shapes,
     detect_layout,
@@ -16,6 +14,8 @@ from phiscope.layouts import (
     our_shapes,
     stored_shapes,
 )
+from phiscope.config import PRESETS, PhiConfig
+from phiscope.errors import CheckpointError, UnsupportedError
 from phiscope.model import PhiForCausalLM
 
 SMALL = PhiConfig(

@@ -1,4 +1,4 @@
-"""Checkpoints and models: load, save, convert; `verify` and `describe` come along.
+"""Weights between folders and models: load, save, convert.
 
 A folder is written under a temporary name and renamed when complete, so that it is there whole or
 not at all.
@@ -19,11 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from phiscope.checkpoint_folder import FLOATS, Checkpoint, dtype_name
-from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
-from phiscope.errors import CheckpointError
-from phiscope.inspection import Summary, Verification, describe, verify
-from phiscope.layouts import (
+from phiscope.checkpoint.folder import FLOATS, Checkpoint, dtype_name
+from phiscope.checkpoint.layouts import (
     DIALECTS,
     LAYOUTS,
     Layout,
@@ -34,22 +31,12 @@ from phiscope.layouts import (
     our_shapes,
     stored_shapes,
 )
+from phiscope.checkpoint.safetensors_format import sync_folder, write_bytes, write_json
+from phiscope.checkpoint.weights import Span, convert_values, read_spans, write_weights
+from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
+from phiscope.errors import CheckpointError
 from phiscope.model import PhiForCausalLM
-from phiscope.safetensors_format import sync_folder, write_bytes, write_json
 from phiscope.strict import read_json_object
-from phiscope.weights import Span, convert_values, read_spans, write_weights
-
-__all__ = [
-    "Checkpoint",
-    "Summary",
-    "Verification",
-    "convert",
-    "describe",
-    "load_model",
-    "save_checkpoint",
-    "verify",
-    "write_checkpoint",
-]
 
 SHARD_SIZE = 5 * 10**9
 TOKENIZER_FILES = (

@@ -17,9 +17,9 @@ from oracle import make_model
 from safetensors.torch import load_file, save_file
 
 from phiscope.checkpoint import Checkpoint, describe, load_model, save_checkpoint, verify
+from phiscope.checkpoint.weights import Span, Weights, read_spans
 from phiscope.config import PRESETS, PhiConfig, read_config
 from phiscope.errors import CheckpointError, ConfigError, UnsupportedError
-from phiscope.weights import Span, Weights, read_spans
 
 SMALL = PhiConfig(
     vocab_size=71,

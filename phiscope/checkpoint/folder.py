@@ -12,9 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from phiscope.config import PhiConfig, read_config
-from phiscope.errors import CheckpointError
-from phiscope.layouts import (
+from phiscope.checkpoint.layouts import (
     Layout,
     check_shapes,
     detect_layout,
@@ -23,8 +21,10 @@ from phiscope.layouts import (
     our_shapes,
     stored_shapes,
 )
-from phiscope.stored import StoredTensor
-from phiscope.weights import Span, Weights, read_spans
+from phiscope.checkpoint.stored import StoredTensor
+from phiscope.checkpoint.weights import Span, Weights, read_spans
+from phiscope.config import PhiConfig, read_config
+from phiscope.errors import CheckpointError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

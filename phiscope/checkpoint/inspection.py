@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from phiscope.checkpoint_folder import Checkpoint
+from phiscope.checkpoint.folder import Checkpoint
+from phiscope.checkpoint.layouts import Layout
+from phiscope.checkpoint.weights import find_non_finite, num_threads
 from phiscope.config import PhiConfig
 from phiscope.errors import PhiscopeError
-from phiscope.layouts import Layout
-from phiscope.weights import find_non_finite, num_threads
 
 
 @dataclass(frozen=True, kw_only=True)

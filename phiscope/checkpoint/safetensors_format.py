@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from phiscope.checkpoint.stored import MAX_HEADER_BYTES, StoredTensor, WeightFile, view_bytes
 from phiscope.errors import CheckpointError
-from phiscope.stored import MAX_HEADER_BYTES, StoredTensor, WeightFile, view_bytes
 from phiscope.strict import parse_json_object
 
 DTYPES: dict[str, torch.dtype] = {

@@ -21,9 +21,9 @@ from phiscope.checkpoint import (
     verify,
     write_checkpoint,
 )
+from phiscope.checkpoint.layouts import DIALECTS, LAYOUTS, our_shapes, stored_shapes
 from phiscope.config import PhiConfig, read_config
 from phiscope.errors import CheckpointError, NonFiniteError, UnsupportedError
-from phiscope.layouts import DIALECTS, LAYOUTS, our_shapes, stored_shapes
 from phiscope.packing import pack
 
 SMALL = PhiConfig(

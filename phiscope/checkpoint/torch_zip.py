@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from phiscope.checkpoint.stored import MAX_HEADER_BYTES, StoredTensor, WeightFile
 from phiscope.errors import CheckpointError, UnsupportedError
-from phiscope.stored import MAX_HEADER_BYTES, StoredTensor, WeightFile
 
 _LOCAL_HEADER_BYTES = 30
 _RESAVE = "convert it to safetensors on a machine where you trust it"

@@ -61,7 +61,7 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
 
 
 def _embedded_folder(name: str) -> Path:
-    folder = Path(__file__).parent / "models" / name
+    folder = Path(__file__).parents[1] / "models" / name
     if not (folder / "config.json").is_file():
         raise HubError(f"the embedded model {name!r} is missing; install phiscope again")
     return folder
