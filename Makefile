@@ -7,6 +7,7 @@ EXTRAS := hf,serve,ray,eval,plot,dev
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile --constraint constraints.txt
 WHEEL := build/wheel
+PYTHON_DOCS ?= $(firstword $(wildcard /usr/share/doc/python3*/html/_sources))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint wheel-test unit-test tiny nano docs clean
@@ -27,7 +28,7 @@ lint: $(VENV)/.ready-for-tests
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
 	@echo "== import contract"
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 # What users install: the same tests of the package and its command line, run from elsewhere.
 wheel-test: $(VENV)/.ready-for-tests lint
@@ -44,11 +45,19 @@ unit-test: $(VENV)/.ready-for-tests wheel-test
 	@echo "== pytest"
 	@$(BIN)/python -m pytest
 
+# A finished model is left alone and an interrupted run goes on.
+define TRAIN
+@if test -e runs/$@/config.json; then echo "runs/$@ is there already; remove it to train anew"; \
+	else $(BIN)/phiscope train --preset $@ --out runs/$@ --seed 0 $(CORPUS) \
+		$$(test -e runs/$@.run/state.pt && echo --resume); fi
+endef
+
+tiny: CORPUS := $(addprefix --corpus ,$(PYTHON_DOCS))
 tiny: $(VENV)/.ready  ## train the embedded model `tiny` anew (hours), into runs/tiny
-	@$(BIN)/phiscope train --preset tiny --out runs/tiny
+	$(TRAIN)
 
 nano: $(VENV)/.ready  ## train the test model `nano` anew (minutes), into runs/nano
-	@$(BIN)/phiscope train --preset nano --out runs/nano
+	$(TRAIN)
 
 docs: $(VENV)/.ready  ## write docs/cli.md anew from the commands
 	@$(BIN)/python docs/make_cli_page.py

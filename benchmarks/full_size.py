@@ -53,7 +53,7 @@ def run_once(folder: Path, mode: str) -> dict:
     states = phi.hidden_states(PROMPT)
     finished = time.perf_counter()
     return {
-        "layout": phiscope.checkpoint.describe(folder).layout,
+        "layout": phiscope.describe(folder).layout,
         "mode": mode,
         "load_seconds": round(loaded - begin, 2),
         "first_token_seconds": round(prefilled - loaded, 2) if first_token else None,

@@ -9,6 +9,7 @@ fits beside it. Errors are relative, of all tokens together: |ours - reference| 
 import argparse
 import copy
 import gc
+import json
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from phiscope.model import Pass, PhiForCausalLM
 from phiscope.packing import Packed, pack_lengths
 from phiscope.runtime import MODES, describe_machine, find_obstacle
 
+TEXTS = Path(__file__).parents[1] / "tests" / "data" / "golden_encodings.json"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -34,13 +37,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     config = read_config(options.checkpoint)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, min(50257, config.vocab_size), (options.tokens,), generator=generator)
+    ids = read_text_ids(options.tokens)
     model = load_model(options.checkpoint, dtype=torch.float32)
     reference = run_in_float64(model, ids)
+    difference = compare_with_peer(model, ids) if options.peer else None
     figures = {}
-    if options.peer:
-        figures["transformers fp32"] = compare_with_peer(model, ids)
     del model
     for name in options.modes:
         gc.collect()
@@ -53,9 +54,17 @@ def main() -> None:
             "stored_dtype": config.dtype,
             "tokens": options.tokens,
             "relative_error_against_float64": figures,
+            "fp32_cpu_against_transformers_fp32": difference,
             "peak_memory_gb": round(peak_memory() / 1e9, 2),
         },
     )
+
+
+def read_text_ids(count: int) -> Tensor:
+    """The first ids of the golden texts, in the published tokenizer's numbers."""
+    texts = json.loads(TEXTS.read_text())
+    ids = [index for text in texts for index in text["ids"]]
+    return torch.tensor((ids * (1 + count // len(ids)))[:count])
 
 
 def usable_modes() -> list[str]:
@@ -131,6 +140,7 @@ def summarise(ours: list[Tensor], reference: list[Tensor]) -> dict:
     ]
     agree = (ours[-1].cpu().argmax(-1) == reference[-1].argmax(-1)).double().mean()
     return {
+        "by_state": [float(f"{error:.3g}") for error in errors[:-1]],
         "worst_hidden_state": max(errors[:-1]),
         "final_norm": errors[-2],
         "logits": errors[-1],

@@ -70,3 +70,19 @@ def test_imports_are_absolute():
             n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
         ]
         assert all(node.level == 0 for node in imports), path
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("nano", 3e5), ("tiny", 5.3e6)])
+def test_an_embedded_model_comes_with_the_package_and_writes_text(name, parameters):
+    phi = phiscope.load(name, mode="fp32-cpu")
+    assert phi.config.num_parameters == pytest.approx(parameters, rel=0.05)
+    assert phi.generate("def f(x):", max_new_tokens=8).token_ids
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_an_embedded_model_takes_eleven_megabytes_at_most(name):
+    files = list((PACKAGE / "models" / name).iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in files
+    }
+    assert sum(path.stat().st_size for path in files) <= 11e6

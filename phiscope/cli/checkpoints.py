@@ -17,7 +17,7 @@ from phiscope.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from phiscope.checkpoint.inspection import Summary, Verification
+    from phiscope.checkpoint import Summary, Verification
 
 LAYOUT_NAMES = ("A", "B", "C", "D")
 DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64")
@@ -54,10 +54,9 @@ def _find(name: str, revision: str | None) -> Path:
 
 
 def _run_info(arguments: Namespace) -> int:
-    folder = _find(arguments.model, arguments.revision)
-    from phiscope.checkpoint.inspection import describe
+    from phiscope.checkpoint import describe
 
-    summary = describe(folder)
+    summary = describe(_find(arguments.model, arguments.revision))
     if arguments.json:
         emit_json(summary.to_dict())
     else:
@@ -88,11 +87,11 @@ def _print_summary(summary: "Summary") -> None:
 
 
 def _run_verify(arguments: Namespace) -> int:
-    folder = _find(arguments.model, arguments.revision)
     from tqdm import tqdm
 
-    from phiscope.checkpoint.inspection import verify
+    from phiscope.checkpoint import verify
 
+    folder = _find(arguments.model, arguments.revision)
     with tqdm(unit="B", unit_scale=True, delay=2, disable=not shows_progress()) as bar:
         found = verify(folder, on_bytes=bar.update)
     if arguments.json:
@@ -113,15 +112,14 @@ def _print_verification(found: "Verification") -> None:
 
 
 def _run_convert(arguments: Namespace) -> int:
-    source, destination = arguments.source, Path(arguments.destination)
-    folder = _find(source, arguments.revision)
     import torch
 
     from phiscope.checkpoint import convert
 
+    source, destination = arguments.source, Path(arguments.destination)
     with usage_errors():
         convert(
-            folder,
+            _find(source, arguments.revision),
             destination,
             layout=arguments.layout,
             dtype=None if arguments.dtype is None else getattr(torch, arguments.dtype),

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from phiscope.cli.arguments import POOLING_NAMES, add_model_arguments, load_model, natural
 from phiscope.cli.command import Command
 from phiscope.cli.exits import UsageError
-from phiscope.cli.printing import emit, emit_json, shows_progress
+from phiscope.cli.printing import emit, emit_json
 from phiscope.cli.rows import (
     Row,
     add_row_arguments,
     check_rows,
+    in_chunks,
     read_rows,
     report_bad_rows,
     report_file,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from phiscope.api import Phi
 
     Vector = NDArray[np.float32]
-
-_CHUNK = 64
-"""Texts between two updates of the progress bar, and between two rows of output."""
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -70,13 +68,8 @@ def _check_layer(layer: int | None, phi: "Phi") -> None:
 
 def _embed(rows: Sequence[Row], phi: "Phi", arguments: Namespace) -> Iterator["Vector | None"]:
     """The vector of each row, None for a bad one."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(rows), unit="text", delay=2, disable=not shows_progress()) as bar:
-        for begin in range(0, len(rows), _CHUNK):
-            chunk = rows[begin : begin + _CHUNK]
-            yield from _embed_chunk(chunk, phi, arguments)
-            bar.update(len(chunk))
+    for chunk in in_chunks(rows):
+        yield from _embed_chunk(chunk, phi, arguments)
 
 
 def _embed_chunk(

@@ -6,14 +6,14 @@ one bad row among a million does not end the job.
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiscope.cli.arguments import text_argument
 from phiscope.cli.exits import BAD_ROWS, OK, UsageError
-from phiscope.cli.printing import emit_json, note
+from phiscope.cli.printing import emit_json, note, shows_progress
 
 if TYPE_CHECKING:
     from phiscope.api import Phi
@@ -60,6 +60,17 @@ def check_rows(rows: Sequence[Row], phi: "Phi") -> list[Row]:
     return checked
 
 
+def in_chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Give the rows a few at a time, with a progress bar where somebody looks and it takes long."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(rows), unit="text", delay=2, disable=not shows_progress()) as bar:
+        for begin in range(0, len(rows), _CHUNK):
+            chunk = rows[begin : begin + _CHUNK]
+            yield chunk
+            bar.update(len(chunk))
+
+
 def report_bad_rows(rows: Sequence[Row]) -> int:
     """Name the bad rows on stderr, the first twenty of them, and give the exit code."""
     bad = [row for row in rows if row.fault is not None]
@@ -84,6 +95,7 @@ def report_file(
 
 
 _MAX_NAMED = 20
+_CHUNK = 16
 
 
 def _read_lines(file: str) -> list[bytes]:

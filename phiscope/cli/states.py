@@ -12,6 +12,7 @@ from phiscope.cli.rows import (
     Row,
     add_row_arguments,
     check_rows,
+    in_chunks,
     read_rows,
     report_bad_rows,
     report_file,
@@ -97,7 +98,7 @@ def _show(arguments: Namespace, phi: "Phi", rows: Sequence[Row], points: Sequenc
 
 def _measure(phi: "Phi", rows: Sequence[Row], points: Sequence["Point"]) -> list[dict[str, Any]]:
     """For each text the norm of every token's row at every point."""
-    acts = phi.capture([row.text for row in rows], points)
+    acts = _capture(phi, rows, points)
     return [
         {
             "index": row.index,
@@ -141,7 +142,7 @@ def _by_text(
     import torch
 
     good = [row for row in rows if row.fault is None]
-    acts = phi.capture([row.text for row in good], points)
+    acts = _capture(phi, good, points)
     tensors = {}
     for number, row in enumerate(good):
         tensors[f"{row.index}.token_ids"] = torch.tensor(phi.tokenizer.encode(row.text))
@@ -154,13 +155,27 @@ def _pooled(
 ) -> dict[str, "Tensor"]:
     import torch
 
-    places = torch.tensor([row.index for row in rows if row.fault is None])
-    acts = phi.capture([r.text for r in rows if r.fault is None], points, pool=arguments.pool)
+    good = [row for row in rows if row.fault is None]
+    places = torch.tensor([row.index for row in good])
+    acts = _capture(phi, good, points, pool=arguments.pool)
     tensors = {}
-    for name, vectors in acts.items():
+    for name, parts in acts.items():
+        vectors = torch.stack(parts)
         tensors[name] = torch.full((len(rows), *vectors.shape[1:]), torch.nan)
         tensors[name][places] = vectors.float()
     return tensors
+
+
+def _capture(
+    phi: "Phi", rows: Sequence[Row], points: Sequence["Point"], pool: str | None = None
+) -> dict[str, list["Tensor"]]:
+    """What lies at each point, text by text."""
+    acts: dict[str, list[Tensor]] = {str(point): [] for point in points}
+    for chunk in in_chunks(rows):
+        found = phi.capture([row.text for row in chunk], points, pool=pool)
+        for name, values in found.items():
+            acts[name].extend(values)
+    return acts
 
 
 def _stack(arguments: Namespace, tensors: dict[str, "Tensor"], num_rows: int) -> "Tensor":
