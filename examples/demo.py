@@ -26,7 +26,9 @@ QUESTION = "What does `os.path.exists` do?"
 def main() -> None:
     parser = argparse.ArgumentParser(description="Show what phiscope does.")
     parser.add_argument("--model", default="tiny", help="a name, a folder or a hub id")
-    phi = phiscope.load(parser.parse_args().model, progress=True)
+    parser.add_argument("--threads", type=int, default=1, help="one is best for a small model")
+    options = parser.parse_args()
+    phi = phiscope.load(options.model, num_threads=options.threads, progress=True)
     print(f"{phi.config.num_parameters:,} parameters in mode {phi.mode.name}")
     show_completion(phi, CODE, "code")
     show_completion(phi, QUESTION, "instruct")

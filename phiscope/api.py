@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from phiscope.activations.forward import capture_batches
 from phiscope.activations.inspection import make_inspection
 from phiscope.activations.keeping import Keep
 from phiscope.activations.points import Point, PointSpec, resolve_points, transformers_state
+from phiscope.activations.pooling import REDUCERS
 from phiscope.activations.pooling import normalize as unit_rows
+from phiscope.cache import KVCache
 from phiscope.checkpoint import load_model
 from phiscope.checkpoint.hub import resolve
 from phiscope.config import PhiConfig, read_config
@@ -35,15 +38,17 @@ from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request
 from phiscope.generation.task import Inspect
 from phiscope.model import PhiForCausalLM
-from phiscope.packing import Packed
+from phiscope.packing import Packed, read_tokens
 from phiscope.prompts import select_format
-from phiscope.runtime import Mode, select_mode
+from phiscope.runtime import Mode, fit_slots, select_mode
 from phiscope.tokenizer import Tokenizer, load_tokenizer
 
 Text = str | Sequence[int] | Tensor
 """A string, token ids, or embeddings (T, hidden)."""
 Turns = Sequence[tuple[str, str]]
 """What was asked before, and what was answered."""
+Vectors = Mapping[str, Tensor | NDArray[np.floating[Any]]]
+"""A vector (hidden,) for each point."""
 TOKEN_BUDGET = 2048
 """Tokens in one forward of many texts."""
 
@@ -93,7 +98,10 @@ class Phi:
     @cached_property
     def engine(self) -> Engine:
         """The decoding loop that `generate` and `stream` share."""
-        return Engine(self.model, self.tokenizer, make_plan=_plan_step)
+        context, mode = self.config.max_position_embeddings, self.mode
+        slot_bytes = KVCache.count_slot_bytes(self.config, context, mode.dtype)
+        slots = fit_slots(slot_bytes, mode.device)
+        return Engine(self.model, self.tokenizer, num_slots=slots, make_plan=_plan_step)
 
     def generate(
         self,
@@ -138,6 +146,8 @@ class Phi:
         the iterator cancels the request.
         """
         ids, chosen = self._ask(prompt, options, format, history, settings)
+        if chosen.n != 1:
+            raise ValueError(f"a stream tells one completion, got n={chosen.n}; generate them")
         return _texts(self._submit(ids, chosen, ()))
 
     def capture(
@@ -160,6 +170,8 @@ class Phi:
         if pool is None:
             return self._capture_rows(prompts, wanted)
         reducers = (pool,) if isinstance(pool, str) else tuple(pool)
+        if not reducers:
+            raise ValueError(f"pool= names no reducer; choose from {', '.join(REDUCERS)}, or None")
         pooled = self._capture_pooled(prompts, wanted, reducers)
         if isinstance(pool, str):
             return {point: vectors for (point, _), vectors in pooled.items()}
@@ -183,8 +195,8 @@ class Phi:
         items, is_one = _listed(texts)
         acts = self.capture(items, points)
         names = [str(point) for point in points]
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*acts.values(), strict=True)]
-        states = [_arrange(row, convention) for row in rows]
+        rows = zip(*(acts[name] for name in names), strict=True)  # a layer may be named twice
+        states = [_arrange(names, row, convention) for row in rows]
         return states[0] if is_one else states
 
     def embed(
@@ -209,16 +221,20 @@ class Phi:
 
     def score(self, text: str | Sequence[int]) -> Score:
         """The log-probability of every token of a text but its first, which nothing precedes."""
-        (ids,) = self._read(text)
+        items, _ = _listed(text)
+        if len(items) != 1:
+            raise ValueError(f"one text is scored at a time, got {len(items)}")
+        ids = self._read_one(items[0])
         if isinstance(ids, Tensor):
             raise ValueError("embeddings have no tokens to score; give a text or its ids")
         return score_tokens(self.model, ids, edits=self._edits)
 
     @contextmanager
-    def steer(self, edits: Mapping[str, Tensor] | Sequence[Edit]) -> Iterator["Phi"]:
+    def steer(self, edits: Vectors | Sequence[Edit]) -> Iterator["Phi"]:
         """Apply edits to everything asked for within the block, and to nothing after it.
 
-        A mapping from points to vectors (hidden,) adds each vector to every row at its point.
+        A mapping from points to vectors (hidden,) adds each vector to every row at its point; one
+        made of `embed(texts, layer=15)` belongs to `resid_post.14`.
         """
         before = self._edits
         self._edits = (*before, *self._make_edits(edits))
@@ -261,12 +277,12 @@ class Phi:
         inspect = make_inspection(self.config, points, self._edits, prompt_length=len(prompt))
         return self.engine.submit(prompt, options, inspect=inspect)
 
-    def _make_edits(self, edits: Mapping[str, Tensor] | Sequence[Edit]) -> Sequence[Edit]:
+    def _make_edits(self, edits: Vectors | Sequence[Edit]) -> Sequence[Edit]:
         """Edits that fit this model; `ValueError` names the point of one that does not."""
         if isinstance(edits, Mapping):
             layers, loaded = self.config.num_hidden_layers, self._loaded_layers
             edits = [
-                Add(point, vector)
+                Add(point, torch.as_tensor(vector))
                 for spec, vector in edits.items()
                 for point in resolve_points(spec, layers, loaded)
             ]
@@ -281,7 +297,7 @@ class Phi:
 
     def _read_one(self, text: Text) -> Sequence[int] | Tensor:
         if not isinstance(text, str):
-            return text.tolist() if _is_id_tensor(text) else text
+            return read_tokens(text, self.config)
         ids = self.tokenizer.encode(text) or [self.tokenizer.eos_token_id]
         limit = self.config.max_position_embeddings
         if len(ids) > limit:
@@ -343,18 +359,14 @@ def _listed(texts: Text | Sequence[Text]) -> tuple[list[Text], bool]:
     """Texts as a list, and whether it was a single one: a string, ids or embeddings."""
     if isinstance(texts, str | Tensor):
         return [texts], True
-    is_ids = len(texts) > 0 and all(isinstance(item, int) for item in texts)
+    is_ids = len(texts) > 0 and all(isinstance(item, Integral) for item in texts)
     return ([cast(Text, texts)], True) if is_ids else (list(cast(Sequence[Text], texts)), False)
 
 
-def _is_id_tensor(text: Sequence[int] | Tensor) -> TypeGuard[Tensor]:
-    return isinstance(text, Tensor) and not text.is_floating_point()
-
-
-def _arrange(row: dict[str, Tensor], convention: Convention) -> Any:
+def _arrange(names: Sequence[str], row: Sequence[Tensor], convention: Convention) -> Any:
     if convention == "points":
-        return row
-    states = torch.stack(list(row.values()))
+        return dict(zip(names, row, strict=True))
+    states = torch.stack(list(row))
     return states[0] if convention == "last_block" else states
 
 

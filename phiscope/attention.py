@@ -10,7 +10,7 @@ tested equal to it. q times k overflows fp16 in Phi-2, so products are taken in 
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -65,8 +65,8 @@ def flash(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
         q.contiguous(),
         keys.contiguous(),
         values.contiguous(),
-        packed.cu_seqlens(),
-        packed.cu_seqlens_k(),
+        packed.cu_seqlens,
+        packed.cu_seqlens_k,
         max(packed.lengths),
         max(packed.key_lengths),
         **options,
@@ -76,15 +76,11 @@ def flash(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
 
 def flex(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     """FlexAttention with a document mask: one call for the whole batch, compiled on CUDA."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     keys, values = _gather(k, v, packed)
-    mask = create_block_mask(
-        _document_mask(packed), None, None, len(q), len(keys), device=q.device.type
-    )
     one = [x.transpose(0, 1)[None] for x in (q, keys, values)]
     gqa = keys.shape[1] != q.shape[1]
-    output: Tensor = _flex_kernel(q.is_cuda)(*one, block_mask=mask, enable_gqa=gqa)
+    kernel = _flex_kernel(q.is_cuda)
+    output: Tensor = kernel(*one, block_mask=_block_mask(packed), enable_gqa=gqa)
     return output[0].transpose(0, 1)
 
 
@@ -159,11 +155,27 @@ def _upcast(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+@lru_cache(maxsize=1)
+def _block_mask(packed: Packed) -> Any:
+    """The mask of a batch, which all layers of one forward share."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    with torch.inference_mode(False):
+        return create_block_mask(
+            _document_mask(packed),
+            None,
+            None,
+            packed.num_tokens,
+            sum(packed.key_lengths),
+            device=packed.positions.device,
+        )
+
+
 def _document_mask(packed: Packed) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     device = packed.positions.device
     counts = torch.tensor(packed.key_lengths, device=device)
     owners = torch.arange(packed.num_sequences, device=device).repeat_interleave(counts)
-    firsts = packed.cu_seqlens_k().long()[:-1].repeat_interleave(counts)
+    firsts = packed.cu_seqlens_k.long()[:-1].repeat_interleave(counts)
     places = torch.arange(len(owners), device=device) - firsts
     sequences, positions = packed.token_sequences, packed.positions
 

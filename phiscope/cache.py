@@ -35,6 +35,12 @@ class KVCache:
         self.num_slots = num_slots
         self.num_places = num_places
 
+    @staticmethod
+    def count_slot_bytes(config: PhiConfig, num_places: int, dtype: torch.dtype) -> int:
+        """The memory of one slot."""
+        width = config.num_key_value_heads * config.head_dim
+        return 2 * config.num_hidden_layers * num_places * width * dtype.itemsize
+
     def write(self, layer: int, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
         """Store the new keys and values (N, kv_heads, head_dim) of a batch at their places.
 

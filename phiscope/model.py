@@ -157,6 +157,7 @@ class PhiModel(nn.Module):
         after that many blocks. Raises `ContextLengthError` for positions beyond the context and
         `UnsupportedError` if blocks are wanted that were not loaded.
         """
+        _check_inputs(inputs, packed)
         depth = self._check(packed, cache, plan)
         cos, sin = self._rotations(packed.positions)
         run = Pass(packed, cos, sin, cache, plan)
@@ -177,6 +178,8 @@ class PhiModel(nn.Module):
             raise ValueError("a cache and a packing with slots belong together: give both or none")
         if cache is not None and end > cache.num_places:
             raise ContextLengthError(f"{end} tokens exceed the {cache.num_places} of a cache slot")
+        if self.training and self.config.attention_dropout:
+            raise UnsupportedError("no backend has attention dropout; train with it set to 0")
         depth = None if plan is None else plan.depth
         if (depth is None and self.final_layernorm is None) or (depth or 0) > len(self.layers):
             wanted = "all blocks" if depth is None else f"{depth} blocks"
@@ -245,9 +248,25 @@ class PhiForCausalLM(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
+def refuse_dropout(model: nn.Module) -> None:
+    """Raise `ValueError` if dropout would make what the model gives random."""
+    if any(isinstance(x, nn.Dropout) and x.training and x.p > 0 for x in model.modules()):
+        raise ValueError("the model is in training mode, with dropout: call model.eval() first")
+
+
 def _count_blocks(config: PhiConfig, layers: int | None) -> int:
     if layers is None:
         return config.num_hidden_layers
     if not 0 <= layers <= config.num_hidden_layers:
         raise ValueError(f"layers must be from 0 to {config.num_hidden_layers}, got {layers}")
     return layers
+
+
+def _check_inputs(inputs: Tensor, packed: Packed) -> None:
+    """A batch of one token would otherwise be spread over all inputs, without a word."""
+    num_axes = 2 if inputs.is_floating_point() else 1
+    if inputs.ndim != num_axes or len(inputs) != packed.num_tokens:
+        raise ValueError(
+            f"a batch of {packed.num_tokens} tokens takes ids (N,) or embeddings (N, hidden),"
+            f" got {tuple(inputs.shape)}"
+        )

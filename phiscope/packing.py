@@ -4,16 +4,20 @@ Token `offsets[i] + t` is the t-th new token of sequence i. A sequence may alrea
 tokens in a cache slot; without a cache all starts are 0. Padding does not exist.
 """
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate, chain, repeat
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
+from phiscope.config import PhiConfig
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Where each of S sequences lies in a flat run of N tokens. Make one with `pack_lengths`."""
 
@@ -63,24 +67,23 @@ class Packed:
     @cached_property
     def last_rows(self) -> Tensor:
         """(S,) int64: the row of each sequence's last token."""
-        return torch.tensor(self.offsets[1:], device=self.positions.device) - 1
+        return _integers((end - 1 for end in self.offsets[1:]), self.positions.device)
 
     def spans(self) -> Iterator[slice]:
         """The rows of each sequence, in order."""
         for begin, end in zip(self.offsets, self.offsets[1:], strict=False):
             yield slice(begin, end)
 
+    @cached_property
     def cu_seqlens(self) -> Tensor:
         """(S + 1,) int32: borders of the new tokens, as variable-length kernels want them."""
-        return self._borders(self.lengths)
+        return _integers(self.offsets, self.positions.device, torch.int32)
 
+    @cached_property
     def cu_seqlens_k(self) -> Tensor:
         """(S + 1,) int32: borders of the keys."""
-        return self._borders(self.key_lengths)
-
-    def _borders(self, lengths: Sequence[int]) -> Tensor:
-        borders = list(accumulate(lengths, initial=0))
-        return torch.tensor(borders, dtype=torch.int32, device=self.positions.device)
+        borders = accumulate(self.key_lengths, initial=0)
+        return _integers(borders, self.positions.device, torch.int32)
 
 
 def pack_lengths(
@@ -98,7 +101,7 @@ def pack_lengths(
     starts = [0] * len(lengths) if starts is None else list(starts)
     _check(lengths, starts, slots)
     places = chain.from_iterable(range(s, s + n) for s, n in zip(starts, lengths, strict=True))
-    positions = torch.tensor(list(places), dtype=torch.int64, device=device)
+    positions = _integers(places, device)
     return Packed(tuple(lengths), tuple(starts), None if slots is None else tuple(slots), positions)
 
 
@@ -107,8 +110,32 @@ def pack(
 ) -> tuple[Tensor, Packed]:
     """Lay token sequences end to end: ids (N,) int64, and their packing."""
     packed = pack_lengths([len(sequence) for sequence in sequences], device=device)
-    ids = torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.int64, device=device)
-    return ids, packed
+    return _integers(chain.from_iterable(sequences), device), packed
+
+
+def read_tokens(prompt: Sequence[int] | Tensor, config: PhiConfig) -> list[int] | Tensor:
+    """Token ids as ints, or embeddings (T, hidden) as they are.
+
+    Raises `ValueError` for what this model cannot read, and `TypeError` for what is no integer.
+    """
+    if isinstance(prompt, Tensor):
+        if prompt.is_floating_point():
+            return _checked_embeddings(prompt, config.hidden_size)
+        if prompt.ndim != 1 or prompt.dtype == torch.bool:
+            raise ValueError(
+                f"token ids are integers (T,), got {prompt.dtype} {tuple(prompt.shape)}"
+            )
+        prompt = prompt.tolist()
+    ids = [_as_integer(token_id) for token_id in prompt]
+    if not ids:
+        raise ValueError("the prompt has no tokens; begin an empty text with the end token")
+    wrong = next((i for i in ids if not 0 <= i < config.vocab_size), None)
+    if wrong is not None:
+        raise ValueError(
+            f"token id {wrong} at place {ids.index(wrong)} of the prompt is not one of the"
+            f" model's 0 to {config.vocab_size - 1}"
+        )
+    return ids
 
 
 def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -143,6 +170,29 @@ def _check(lengths: Sequence[int], starts: Sequence[int], slots: Sequence[int] |
         raise ValueError(f"{len(lengths)} sequences need as many different slots, got {slots}")
 
 
-def _spread(values: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
-    counts = torch.tensor(lengths, device=device)
-    return torch.tensor(list(values), device=device).repeat_interleave(counts)
+def _checked_embeddings(prompt: Tensor, hidden: int) -> Tensor:
+    if prompt.ndim != 2 or prompt.shape[1] != hidden or len(prompt) == 0:
+        raise ValueError(
+            f"prompt embeddings are (tokens, {hidden}) with one token at least,"
+            f" got {tuple(prompt.shape)}"
+        )
+    return prompt
+
+
+def _as_integer(token_id: SupportsIndex) -> int:
+    try:
+        return operator.index(token_id)
+    except TypeError as error:
+        raise TypeError(f"token ids are integers, got {token_id!r}") from error
+
+
+def _spread(values: Iterable[int], lengths: Iterable[int], device: torch.device) -> Tensor:
+    return _integers(chain.from_iterable(map(repeat, values, lengths)), device)
+
+
+def _integers(
+    values: Iterable[int], device: torch.device | str, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """A tensor that autograd may keep, also where it is first needed under inference mode."""
+    with torch.inference_mode(False):
+        return torch.tensor(list(values), dtype=dtype, device=device)

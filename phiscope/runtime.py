@@ -98,6 +98,14 @@ def explain_mode(mode: Mode, machine: Machine) -> str:
     return "no GPU that holds the model, and fp32 would not fit the memory"
 
 
+def fit_slots(slot_bytes: int, device: str, *, most: int = 8) -> int:
+    """How many cache slots to reserve: a GPU gives memory at once, a CPU where it is touched."""
+    if device == "cpu":
+        return most
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(most, int(0.6 * free) // slot_bytes))
+
+
 def describe_machine() -> Machine:
     """Ask the operating system and torch what is here."""
     gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
@@ -116,7 +124,7 @@ def describe_machine() -> Machine:
 
 
 def _best_mode(num_parameters: int, machine: Machine) -> str:
-    if machine.gpus and 2 * num_parameters <= 0.9 * machine.gpu_memory:
+    if machine.gpus and 2 * num_parameters <= 0.8 * machine.gpu_memory:
         return "fp16-flash" if machine.has_flash else "fp16"
     return "fp32-cpu" if 4 * num_parameters <= 0.8 * machine.available_memory else "bf16-cpu"
 
@@ -135,16 +143,27 @@ def _has_varlen() -> bool:
 
 
 def _read_memory() -> tuple[int, int]:
-    """Total and available bytes; Linux says both, elsewhere all memory counts as available."""
+    """Total and available bytes, of the container where there is one; elsewhere than on Linux all
+    memory counts as available."""
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        total, available = (int(rows[key].split()[0]) * 1024 for key in _MEMORY_ROWS)
+    if not meminfo.exists():
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total
+    rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    total, available = (int(rows[key].split()[0]) * 1024 for key in _MEMORY_ROWS)
+    limit, used = (_read_bytes(_CONTAINER / name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
         return total, available
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total, total
+    return min(total, limit), min(available, max(0, limit - used))
 
 
+def _read_bytes(path: Path) -> int | None:
+    """The number in a file; None where there is no file or no number ("max")."""
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text.isdigit() else None
+
+
+_CONTAINER = Path("/sys/fs/cgroup")
 _MEMORY_ROWS = ("MemTotal", "MemAvailable")
 
 

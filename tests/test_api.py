@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from oracle import make_model, make_peer
@@ -58,7 +59,8 @@ def test_hidden_states_equal_transformers(phi, peer):
 
 def test_chosen_layers_are_those_of_the_whole_tuple(phi):
     whole = phi.hidden_states(TEXTS[0])
-    torch.testing.assert_close(phi.hidden_states(TEXTS[0], layers=[2, 0]), whole[[2, 0]])
+    for layers in ([2, 0], [1, 1]):
+        torch.testing.assert_close(phi.hidden_states(TEXTS[0], layers=layers), whole[layers])
 
 
 def test_last_block_is_the_stream_before_the_final_norm(phi):
@@ -163,6 +165,11 @@ def test_a_stream_is_checked_at_the_call(phi):
         phi.stream("x", max_new_tokens=128)
 
 
+def test_a_stream_of_several_completions_is_refused(phi):
+    with pytest.raises(ValueError, match="one completion, got n=2"):
+        phi.stream("x", n=2, temperature=1.0)
+
+
 def test_closing_a_stream_frees_its_slot(phi):
     stream = phi.stream("x", max_new_tokens=50, ignore_eos=True)
     next(stream)
@@ -200,6 +207,31 @@ def test_steering_lasts_as_long_as_its_block(phi):
     with pytest.raises(RuntimeError), phi.steer({"resid_post.1": vector}):
         raise RuntimeError
     assert torch.equal(phi.hidden_states("import os"), before)
+
+
+def test_vectors_as_embed_gives_them_steer(phi):
+    vector = phi.embed("import os", layer=2) - phi.embed("x", layer=2)
+    with phi.steer({"resid_post.1": vector}):
+        states = phi.hidden_states("import os")
+    with phi.steer({"resid_post.1": torch.from_numpy(vector)}):
+        assert torch.equal(phi.hidden_states("import os"), states)
+
+
+def test_token_ids_of_any_kind_are_one_text(phi):
+    ids = phi.tokenizer.encode(TEXTS[0])
+    expected = phi.hidden_states(TEXTS[0])
+    for kind in (ids, tuple(ids), np.array(ids), torch.tensor(ids)):
+        assert torch.equal(phi.hidden_states(kind), expected)
+    for wrong in ([*ids, 320], torch.tensor([ids]), torch.tensor(ids) > 0):
+        with pytest.raises(ValueError, match="token id"):
+            phi.hidden_states(wrong)
+
+
+def test_what_cannot_be_scored_or_pooled_is_refused(phi):
+    with pytest.raises(ValueError, match="one text is scored at a time, got 2"):
+        phi.score(TEXTS[:2])
+    with pytest.raises(ValueError, match="names no reducer"):
+        phi.capture(TEXTS, "resid_post.0", pool=[])
 
 
 def test_a_steering_vector_of_the_wrong_size_is_refused_by_its_point(phi):

@@ -138,3 +138,20 @@ def test_a_changed_map_changes_the_output():
 def test_an_unknown_backend_is_named_with_the_choice():
     with pytest.raises(UnsupportedError, match=r"'fused'; choose from \['eager'"):
         select_backend("fused")
+
+
+def test_flex_makes_one_mask_for_all_layers(monkeypatch):
+    from torch.nn.attention import flex_attention
+
+    made = []
+    original = flex_attention.create_block_mask
+    monkeypatch.setattr(
+        flex_attention,
+        "create_block_mask",
+        lambda *args, **kwargs: made.append(args) or original(*args, **kwargs),
+    )
+    case, other = make_case([3, 4]), make_case([4, 3])
+    for _ in range(3):
+        run("flex", case)
+    torch.testing.assert_close(run("flex", other), run("eager", other), rtol=1e-12, atol=1e-12)
+    assert len(made) == 2

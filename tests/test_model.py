@@ -244,3 +244,19 @@ def test_fault_49_attention_maps_in_fp16_are_finite_and_right_where_the_product_
     allowed = torch.ones(20, 20, dtype=torch.bool).tril()
     ours, theirs = half["attn_scores.1"][:, allowed], exact["attn_scores.1"][:, allowed]
     assert relative(ours, theirs) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 1), (1, 5)])
+def test_inputs_that_are_not_the_tokens_of_the_batch_are_refused(shape):
+    model = make_model(SMALL)
+    with pytest.raises(ValueError, match=r"a batch of 1 tokens takes ids \(N,\)"):
+        model(torch.ones(shape, dtype=torch.int64), pack_lengths([1]))
+    with pytest.raises(ValueError, match="a batch of 1 tokens"):
+        model(torch.ones(5, SMALL.hidden_size, dtype=torch.float64), pack_lengths([1]))
+
+
+def test_attention_dropout_is_refused_in_training_rather_than_ignored():
+    model = make_model(dataclasses.replace(SMALL, attention_dropout=0.1))
+    model(random_ids(4), pack_lengths([4]))
+    with pytest.raises(UnsupportedError, match="attention dropout"):
+        model.train()(random_ids(4), pack_lengths([4]))

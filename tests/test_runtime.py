@@ -1,8 +1,18 @@
 import pytest
 import torch
 
+from phiscope import runtime
+from phiscope.cache import KVCache
+from phiscope.config import PRESETS
 from phiscope.errors import UnsupportedError
-from phiscope.runtime import MODES, Machine, describe_machine, find_obstacle, select_mode
+from phiscope.runtime import (
+    MODES,
+    Machine,
+    describe_machine,
+    find_obstacle,
+    fit_slots,
+    select_mode,
+)
 
 LAPTOP = Machine(
     cpu="a laptop", num_cores=2, cpu_features=("avx2",), memory=16 << 30, available_memory=14 << 30
@@ -76,6 +86,26 @@ def test_the_cards_four_modes_are_there():
         "fp32-cpu": ("cpu", torch.float32, "sdpa"),
     }
     assert {n: (m.device, m.dtype, m.attention) for n, m in MODES.items() if n in card} == card
+
+
+def test_a_cache_has_the_slots_that_a_gpu_has_room_for(monkeypatch):
+    slot = KVCache.count_slot_bytes(PRESETS["phi-2"], 2048, torch.float16)
+    assert slot == 2 * 32 * 2048 * 2560 * 2
+    for free_slots, slots in ((100, 8), (5.1, 3), (0.5, 1)):
+        free = int(free_slots * slot)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
+        assert fit_slots(slot, "cuda") == slots
+    assert fit_slots(slot, "cpu") == 8
+
+
+def test_a_container_has_no_more_memory_than_its_limit(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    monkeypatch.setattr(runtime, "_CONTAINER", tmp_path)
+    machine = describe_machine()
+    assert (machine.memory, machine.available_memory) == (3_000_000, 2_000_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert describe_machine().memory > 3_000_000
 
 
 def test_this_machine_can_be_described():

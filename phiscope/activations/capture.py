@@ -166,15 +166,15 @@ class CapturePlan:
 
     def _spans(self, name: str, num_rows: int) -> list[slice]:
         """The rows of each sequence at a point: its tokens, or those with logits."""
+        lengths: Sequence[int] = self.packed.lengths
         if name == "logits" and self.logit_rows is not None:
-            sequences = range(self.packed.num_sequences)
-            return _lay_out([len(self._logit_tokens(sequence)) for sequence in sequences])
-        if num_rows != self.packed.num_tokens:
+            lengths = [len(self._logit_tokens(i)) for i in range(self.packed.num_sequences)]
+        if num_rows != sum(lengths):
             raise ValueError(
-                f"{num_rows} rows of {name} for {self.packed.num_tokens} tokens: give the plan"
+                f"{num_rows} rows of {name} for {sum(lengths)} tokens: give the plan"
                 " the logit_rows that the forward computes"
             )
-        return list(self.packed.spans())
+        return _lay_out(lengths)
 
     def _places(self, name: str, sequence: int) -> Sequence[int]:
         """The position in its sequence of each row at a point."""

@@ -12,7 +12,7 @@ from phiscope.activations.capture import CapturePlan, plan_capture
 from phiscope.activations.edits import Edit
 from phiscope.activations.keeping import Keep
 from phiscope.activations.points import Point
-from phiscope.model import PhiForCausalLM
+from phiscope.model import PhiForCausalLM, refuse_dropout
 from phiscope.packing import Packed, pack_lengths, plan_batches
 
 Prompt = Sequence[int] | Tensor
@@ -28,7 +28,11 @@ def capture_batches(
     keep: Keep | None = None,
     token_budget: int = 8192,
 ) -> Iterator[tuple[list[int], CapturePlan]]:
-    """Run prompts and give, for each batch, which of them it holds and its filled plan."""
+    """Run prompts and give, for each batch, which of them it holds and its filled plan.
+
+    Raises `ValueError` for a prompt without tokens and for a model whose dropout is on.
+    """
+    refuse_dropout(model)
     lengths = [len(prompt) for prompt in prompts]
     if 0 in lengths:
         raise ValueError(f"prompt {lengths.index(0)} has no tokens: there is no state to capture")

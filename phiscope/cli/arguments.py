@@ -17,6 +17,10 @@ MODE_NAMES = (
     *("fp32-cpu", "bf16-cpu"),
 )
 """Those of `phiscope.runtime`."""
+SMALL_MODEL = 50_000_000
+"""Parameters below which several threads wait for one another longer than they work."""
+
+_THREADS_HELP = "CPU threads (default: 1 for a model below 50 million parameters, else all cores)"
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -37,20 +41,25 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         choices=MODE_NAMES,
         help=f"{', '.join(MODE_NAMES)} (default: auto; `phiscope doctor` tells which that is)",
     )
-    group.add_argument("--threads", type=positive, metavar="T", help="CPU threads to use")
+    group.add_argument("--threads", type=positive, metavar="T", help=_THREADS_HELP)
 
 
 def load_model(arguments: Namespace) -> "Phi":
     """Load the model that the options name."""
+    import torch
+
     from phiscope.api import load
 
-    return load(
+    phi = load(
         arguments.model,
         mode=arguments.mode,
         revision=arguments.revision,
         num_threads=arguments.threads,
         progress=shows_progress(),
     )
+    if arguments.threads is None and phi.config.num_parameters < SMALL_MODEL:
+        torch.set_num_threads(1)
+    return phi
 
 
 def positive(text: str) -> int:

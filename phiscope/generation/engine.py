@@ -14,11 +14,11 @@ from phiscope.generation.completion import CompletionJob
 from phiscope.generation.logprobs import TokenLogprob, read_logprobs
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request
-from phiscope.generation.runner import ChunkOf, ChunkResult, PlanMaker, Runner, refuse_dropout
+from phiscope.generation.runner import ChunkOf, ChunkResult, PlanMaker, Runner
 from phiscope.generation.sampling import choose_tokens
 from phiscope.generation.scheduler import Scheduler
 from phiscope.generation.task import Inspect, Limits
-from phiscope.model import PhiForCausalLM
+from phiscope.model import PhiForCausalLM, refuse_dropout
 from phiscope.tokenizer import Tokenizer
 
 
@@ -87,7 +87,7 @@ class Engine:
         while self.step():
             pass
 
-    @torch.no_grad()
+    @torch.inference_mode()  # always: what one step makes the next one writes into
     def step(self) -> bool:
         """Advance every running request by one forward, and say whether work is left.
 

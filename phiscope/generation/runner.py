@@ -132,13 +132,6 @@ class Runner:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
-def refuse_dropout(model: nn.Module) -> None:
-    """Raise `ValueError` for a model in training mode whose dropout would fall on completions."""
-    layers = (module for module in model.modules() if isinstance(module, nn.Dropout))
-    if model.training and any(layer.p > 0 for layer in layers):
-        raise ValueError("the model is in training mode, with dropout: call model.eval() first")
-
-
 def _count_logits(chunk: ChunkOf) -> int:
     """How many of a chunk's last tokens need their logits."""
     job = chunk.job

@@ -63,8 +63,8 @@ def choose_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Choose one of the first `num_tokens` ids for each row of logits (R, V).
 
-    Returns ids (R,) int64, and (R,) bool: whether any token was left to choose. Each sampled row
-    takes one number from its state's generator.
+    Returns ids (R,) int64, and (R,) bool: whether any token was left to choose, without which the
+    id is 0. Each sampled row takes one number from its state's generator.
     """
     logits = process(drop_spare_ids(logits, num_tokens), states)
     best, ids = logits.max(dim=-1)
@@ -74,7 +74,8 @@ def choose_tokens(
         rows = torch.tensor(drawn, device=logits.device)
         likely = keep_likely(logits[rows], chosen)
         ids[rows] = draw(likely, _take_uniforms(chosen).to(logits.device))
-    return ids, best.isfinite()
+    is_possible = best.isfinite()
+    return ids.masked_fill(~is_possible, 0), is_possible
 
 
 def process(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -125,9 +126,9 @@ def scale_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
 
 def keep_top_k(logits: Tensor, k: Sequence[int]) -> Tensor:
     """Keep each row's k likeliest ids, and those that tie with the k-th."""
-    limits = torch.tensor(k, device=logits.device).clamp_max(logits.shape[-1])
-    highest = logits.topk(min(max(k), logits.shape[-1]), dim=-1).values
-    least = highest.gather(-1, limits[:, None] - 1)
+    limits = [min(limit, logits.shape[-1]) for limit in k]
+    highest = logits.topk(max(limits), dim=-1).values
+    least = highest.gather(-1, _index(limits, logits)[:, None] - 1)
     return logits.masked_fill(logits < least, -torch.inf)
 
 

@@ -1,6 +1,5 @@
 """Task: what a request asks for, checked whole when it is submitted, before anything runs."""
 
-import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import Tensor
 from phiscope.config import PhiConfig
 from phiscope.errors import ContextLengthError
 from phiscope.generation.options import GenerationOptions
+from phiscope.packing import read_tokens
 from phiscope.tokenizer import Tokenizer
 
 
@@ -102,30 +102,12 @@ class Limits:
     def _read_prompt(self, prompt: Sequence[int] | Tensor) -> Prompt:
         if isinstance(prompt, str):
             raise TypeError("a prompt is token ids or embeddings here; encode the text first")
-        if isinstance(prompt, Tensor) and prompt.is_floating_point():
-            return Prompt(embeddings=self._read_embeddings(prompt))
-        values = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-        ids = [operator.index(token_id) for token_id in values]
-        if not ids:
-            raise ValueError("the prompt has no tokens; begin an empty text with the end token")
-        wrong = next((i for i in ids if not 0 <= i < self.config.vocab_size), None)
-        if wrong is not None:
-            raise ValueError(
-                f"token id {wrong} at place {ids.index(wrong)} of the prompt is not one of the"
-                f" model's 0 to {self.config.vocab_size - 1}"
-            )
-        return Prompt(ids=ids)
-
-    def _read_embeddings(self, prompt: Tensor) -> Tensor:
-        hidden = self.config.hidden_size
-        if prompt.ndim != 2 or prompt.shape[1] != hidden or len(prompt) == 0:
-            raise ValueError(
-                f"prompt embeddings are (tokens, {hidden}) with one token at least,"
-                f" got {tuple(prompt.shape)}"
-            )
-        if not bool(prompt.isfinite().all()):
+        tokens = read_tokens(prompt, self.config)
+        if isinstance(tokens, list):
+            return Prompt(ids=tokens)
+        if not bool(tokens.isfinite().all()):
             raise ValueError("the prompt embeddings have a NaN or an infinity")
-        return prompt.detach().clone()
+        return Prompt(embeddings=tokens.detach().clone())
 
     def _check_length(self, num_prompt: int, options: GenerationOptions) -> None:
         total = num_prompt + options.max_new_tokens

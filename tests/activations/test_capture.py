@@ -195,6 +195,8 @@ def test_a_step_plan_runs_the_whole_model_and_knows_which_logits_there_are(model
     assert torch.equal(plan.rows(2)["logits"], logits[2:])
     with pytest.raises(ValueError, match="give the plan the logit_rows"):
         model(tokens, packed, plan=make_step_plan(packed, inspections), rows=torch.tensor([0]))
+    with pytest.raises(ValueError, match="20 rows of logits for 3 tokens"):
+        model(tokens, packed, plan=make_step_plan(packed, inspections, logit_rows=rows))
 
 
 def test_only_wanted_maps_are_computed(ids):

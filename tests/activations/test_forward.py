@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from phiscope.activations.edits import Add
 from phiscope.activations.forward import capture_batches
 from phiscope.activations.keeping import Keep
 from phiscope.activations.points import Point, resolve_points
+from phiscope.model import PhiForCausalLM
 
 
 def collect(model, prompts, points, **options):
@@ -57,3 +60,11 @@ def test_a_fault_is_found_at_the_call_and_not_at_the_first_batch(model, ids):
         capture_batches(model, [ids[0], []], points)
     with pytest.raises(ValueError, match=r"vector at resid_post.0 has shape"):
         capture_batches(model, ids, points, edits=[Add(points[0], torch.ones(3))])
+
+
+def test_dropout_is_never_left_on(model, ids):
+    config = dataclasses.replace(model.config, resid_pdrop=0.1)
+    random = PhiForCausalLM(config).double()
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        collect(random, ids, "resid_post.0")
+    collect(random.eval(), ids, "resid_post.0")

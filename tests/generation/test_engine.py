@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from oracle import make_peer
+from oracle import make_model, make_peer
 
 from phiscope.errors import ContextLengthError, UnsupportedError
 from phiscope.generation.engine import Engine
@@ -208,3 +208,36 @@ def test_dropout_is_never_left_on(config):
         engine.submit(PROMPT, GREEDY)
     model.eval()
     engine.submit(PROMPT, GREEDY)
+
+
+def test_an_engine_first_used_under_inference_mode_serves_those_outside_it_too(model, tokenizer):
+    options = GenerationOptions(max_new_tokens=4, presence_penalty=0.5, n=2)
+    expected = Engine(model, tokenizer).submit(PROMPT, options).result()
+    engine = Engine(model, tokenizer)
+    begun = engine.submit(PROMPT, options)
+    with torch.inference_mode():
+        engine.step()
+    for request in (begun, engine.submit(PROMPT, options)):
+        ours = [completion.token_ids for completion in request.result()]
+        assert ours == [completion.token_ids for completion in expected]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": -1e308},
+        {"frequency_penalty": -3e38},
+        {"logit_bias": {3: 1e308}},
+    ],
+    ids=str,
+)
+def test_a_request_whose_logits_overflow_fails_alone(config, options):
+    engine = Engine(make_model(config, dtype=torch.float32))
+    greedy = GenerationOptions(max_new_tokens=12, ignore_eos=True)
+    neighbour = engine.submit(PROMPT, greedy)
+    bad = GenerationOptions(max_new_tokens=12, temperature=1.0, logprobs=1, **options)
+    request = engine.submit(PROMPT, bad)
+    engine.run()
+    assert neighbour.error is None
+    assert len(neighbour.completions[0].token_ids) == 12
+    assert "leave no token to sample, or overflow" in str(request.error)
