@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
 
 import torch
@@ -26,8 +27,11 @@ from phiscope.checkpoint import SHARD_SIZE, TOKENIZER_FILES, write_checkpoint
 from phiscope.checkpoint.layouts import LAYOUTS, our_shapes
 from phiscope.config import DTYPES, PRESETS, PhiConfig
 from phiscope.errors import PhiscopeError
+from phiscope.tokenizer import tokenizer_from_merges
+from phiscope.tokenizer_files import byte_symbols
 
 BLOCK = 16_777_213  # a prime
+NUM_MERGES = 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,12 +52,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PhiscopeError as error:
         print(f"make_checkpoint: {error}", file=sys.stderr)
         return 1
-    for name in TOKENIZER_FILES if options.tokenizer else ():
-        if (options.tokenizer / name).is_file():
-            shutil.copyfile(options.tokenizer / name, options.out / name)
+    write_tokenizer(options.out, options.tokenizer, config)
     seconds = time.perf_counter() - begin
     print(f"{config.num_parameters:,} parameters in {seconds:.1f} s: {options.out}")
     return 0
+
+
+def write_tokenizer(out: Path, source: Path | None, config: PhiConfig) -> None:
+    """Copy a folder's tokenizer; without one, and where the ids fit, make a stand-in of Phi's size.
+
+    The stand-in has Phi's special ids, but its 50,000 merges are pairs of bytes, not GPT-2's: texts
+    become about half as many tokens as they have bytes.
+    """
+    if source is None:
+        pairs = islice(product(byte_symbols(), repeat=2), NUM_MERGES)
+        tokenizer = tokenizer_from_merges(f"{first} {second}" for first, second in pairs)
+        if tokenizer.num_tokens <= config.vocab_size:
+            tokenizer.save(out)
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
 
 
 @dataclass
