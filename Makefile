@@ -38,10 +38,10 @@ wheel-test: $(VENV)/.ready-for-tests lint
 	@$(PIP) install --no-deps --no-compile --target $(WHEEL)/site $(WHEEL)/dist/*.whl
 	@export PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(WHEEL)/site && \
 		$(BIN)/python -c 'import phiscope; assert phiscope.__file__.startswith("$(CURDIR)/$(WHEEL)")' && \
-		$(BIN)/python -m pytest
+		$(BIN)/python -m pytest --numprocesses 2
 
 unit-test: $(VENV)/.ready-for-tests  ## the tests alone, of the code as it lies here
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2
 
 # A finished model is left alone and an interrupted run goes on.
 define TRAIN

@@ -15,10 +15,8 @@ import numpy as np
 import phiscope
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-CODE = '''def print_prime(n):
-    """
-    Print all primes between 1 and n
-    """
+CODE = '''def read_lines(path):
+    """Return the lines of a file as a list."""
 '''
 QUESTION = "What does `os.path.exists` do?"
 
@@ -39,7 +37,7 @@ def main() -> None:
 def show_completion(phi: phiscope.Phi, prompt: str, format: str) -> None:
     print(f"\n== a prompt in format {format!r}, and its completion as it comes")
     print(phiscope.FORMATS[format].render(prompt), end="", flush=True)
-    for piece in phi.stream(prompt, format=format, max_new_tokens=64):
+    for piece in phi.stream(prompt, format=format, max_new_tokens=64, repetition_penalty=1.2):
         print(piece, end="", flush=True)
     print()
 

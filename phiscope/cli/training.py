@@ -31,6 +31,10 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-stdlib", action="store_true", help="train on what --corpus names and nothing else"
     )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "auto"),
+        help="of matrix products; auto times both (default: the preset's)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=positive, metavar="N", help="steps to take")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop after this time")
     parser.add_argument("--seed", type=natural, metavar="S", help="of weights and batches")
@@ -48,6 +52,7 @@ def _run(arguments: Namespace) -> int:
             Path(arguments.out),
             corpus=tuple(map(Path, arguments.corpus)),
             stdlib=not arguments.no_stdlib,
+            precision=arguments.precision,
             steps=arguments.steps,
             minutes=arguments.minutes,
             seed=arguments.seed,
