@@ -6,7 +6,7 @@ last block after the final LayerNorm. Everything else is a point with a name (do
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -35,7 +35,7 @@ from phiscope.errors import ContextLengthError
 from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
-from phiscope.generation.request import Request
+from phiscope.generation.request import Request, finish
 from phiscope.generation.task import Inspect
 from phiscope.model import PhiForCausalLM
 from phiscope.packing import Packed, read_tokens
@@ -111,6 +111,7 @@ class Phi:
         format: str | None = None,
         history: Turns = (),
         points: PointSpec = (),
+        progress: bool = False,
         **settings: Any,
     ) -> Any:
         """Complete a prompt: a `Completion`; for several prompts, or `n` above 1, a list of them.
@@ -118,17 +119,21 @@ class Phi:
         `settings` are fields of `GenerationOptions` (max_new_tokens, temperature, stop ...) that
         override `options`. `format` wraps the prompt, behind earlier turns in `history`, as one of
         `phiscope.prompts.FORMATS` does, and ends the completion where its answer ends. `points` are
-        captured for every token of prompt and completion. Raises `ContextLengthError` if prompt and
-        new tokens exceed the context.
+        captured for every token of prompt and completion. `progress` shows a bar on stderr if it
+        takes more than two seconds. Raises `ContextLengthError` if prompt and new tokens exceed the
+        context.
         """
         prompts, is_one = _listed(prompt)
         asked = [self._ask(p, options, format, history, settings) for p in prompts]
-        with ExitStack() as started:
-            requests = []
+        requests: list[Request] = []
+        try:
             for ids, chosen in asked:
                 requests.append(self._submit(ids, chosen, points))
-                started.callback(requests[-1].cancel)  # of no effect on those that are done
-            completions = [c for request in requests for c in request.result()]
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+        completions = finish(requests, progress=progress)
         return completions[0] if is_one and len(completions) == 1 else completions
 
     def stream(

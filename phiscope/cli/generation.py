@@ -14,7 +14,7 @@ from phiscope.cli.arguments import (
 )
 from phiscope.cli.command import Command
 from phiscope.cli.exits import OK, UsageError, usage_errors
-from phiscope.cli.printing import emit, emit_json, emit_piece, emit_table
+from phiscope.cli.printing import emit, emit_json, emit_piece, emit_table, shows_progress
 from phiscope.cli.writing import check_name, write_tensors
 from phiscope.prompts import FORMATS
 
@@ -87,7 +87,11 @@ def _run(arguments: Namespace) -> int:
         return OK
     with usage_errors():
         completions = phi.generate(
-            prompt, format=arguments.format, points=arguments.states, **settings
+            prompt,
+            format=arguments.format,
+            points=arguments.states,
+            progress=shows_progress(),
+            **settings,
         )
     completions = completions if isinstance(completions, list) else [completions]
     if arguments.out:

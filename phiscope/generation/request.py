@@ -1,11 +1,12 @@
 """Request: a prompt handed to the engine; read its pieces, wait for its result, or cancel it."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from phiscope.generation.completion import (
     Completion,
@@ -20,6 +21,9 @@ from phiscope.generation.logprobs import TokenLogprob
 from phiscope.generation.stopping import CompletionText
 from phiscope.generation.task import Task
 from phiscope.tokenizer import Tokenizer
+
+BAR_DELAY = 2.0
+"""Seconds before a bar is shown."""
 
 
 class Driver(Protocol):
@@ -84,6 +88,15 @@ class Request:
     def completions(self) -> list[Completion]:
         """All completions as they are by now."""
         return [self._completion(job) for job in self.jobs]
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens sampled so far, of all completions."""
+        return sum(len(job.token_ids) for job in self.jobs)
+
+    def advance(self) -> None:
+        """Run one step of the engine, of which this request and the others have their share."""
+        self._driver.step()
 
     def result(self) -> list[Completion]:
         """Run the engine until the request is done and give its completions.
@@ -175,6 +188,24 @@ class Request:
             name: join_rows(name, rows + job.rows.get(name, []))
             for name, rows in self.prompt_rows.items()
         }
+
+
+def finish(requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
+    """Run requests to their end and give all their completions; with `progress`, a bar on stderr.
+
+    Raises what made one of them fail. The others are then cancelled, as they are by an interrupt.
+    """
+    total = sum(request.task.options.max_new_tokens * len(request.jobs) for request in requests)
+    try:
+        with tqdm(total=total, unit="token", delay=BAR_DELAY, disable=not progress) as bar:
+            for request in requests:
+                while not request.is_done:
+                    request.advance()
+                    bar.update(sum(request.num_new_tokens for request in requests) - bar.n)
+            return [completion for request in requests for completion in request.result()]
+    finally:
+        for request in requests:
+            request.cancel()
 
 
 def _make_text(task: Task, tokenizer: Tokenizer | None) -> CompletionText | None:

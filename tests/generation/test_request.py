@@ -4,6 +4,7 @@ import pytest
 
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
+from phiscope.generation.request import finish
 
 PROMPT = [72, 101, 108, 108, 111]
 SAMPLED = GenerationOptions(max_new_tokens=12, temperature=1.0, seed=7)
@@ -124,3 +125,22 @@ def test_text_of_a_cancelled_stream_is_all_there(make_chain_engine):
     pieces = request.take_pieces()
     assert "".join(piece.text for piece in pieces) == request.completions[0].text == "bcd"
     assert pieces[-1].finish_reason == "cancelled"
+
+
+def test_a_bar_counts_the_tokens_of_all_requests(monkeypatch, capsys, model, tokenizer):
+    monkeypatch.setattr("phiscope.generation.request.BAR_DELAY", 0)
+    engine = Engine(model, tokenizer, num_slots=2)
+    options = GenerationOptions(max_new_tokens=5, ignore_eos=True)
+    completions = finish([engine.submit([1, 2], options) for _ in range(3)], progress=True)
+    assert len(completions) == 3
+    assert "15/15" in capsys.readouterr().err
+
+
+def test_one_failure_cancels_the_requests_finished_with_it(model, tokenizer):
+    engine = Engine(model, tokenizer, num_slots=1)
+    options = GenerationOptions(max_new_tokens=5, ignore_eos=True)
+    requests = [engine.submit(PROMPT, options) for _ in range(3)]
+    requests[0].error = ValueError("made to fail")
+    with pytest.raises(ValueError, match="made to fail"):
+        finish(requests)
+    assert engine.scheduler.is_idle
