@@ -1,15 +1,16 @@
 """The front door: `load()` gives a `Phi`, which generates text and hands out what is inside.
 
-Texts are strings, token ids, or embeddings (T, hidden). Hidden states are numbered as transformers
+Texts are strings, token ids, or embeddings (T, hidden); the empty text is read as the end token
+alone, which is what stands before a text. Hidden states are numbered as transformers
 numbers them: 0 is the embeddings, i the output of block i - 1, and the last one the output of the
 last block after the final LayerNorm. Everything else is a point with a name (docs/points.md).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,24 +32,23 @@ from phiscope.cache import KVCache
 from phiscope.checkpoint import load_model
 from phiscope.checkpoint.hub import resolve
 from phiscope.config import PhiConfig, read_config
-from phiscope.errors import ContextLengthError
 from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
 from phiscope.generation.task import Inspect
 from phiscope.model import PhiForCausalLM
-from phiscope.packing import Packed, read_tokens
+from phiscope.packing import Packed
 from phiscope.prompts import select_format
 from phiscope.runtime import Mode, fit_slots, select_mode
+from phiscope.texts import Text, list_texts, read_text
 from phiscope.tokenizer import Tokenizer, load_tokenizer
 
-Text = str | Sequence[int] | Tensor
-"""A string, token ids, or embeddings (T, hidden)."""
 Turns = Sequence[tuple[str, str]]
 """What was asked before, and what was answered."""
 Vectors = Mapping[str, Tensor | NDArray[np.floating[Any]]]
 """A vector (hidden,) for each point."""
+OPTION_NAMES = {field.name for field in fields(GenerationOptions)}
 TOKEN_BUDGET = 2048
 """Tokens in one forward of many texts."""
 
@@ -123,7 +123,7 @@ class Phi:
         takes more than two seconds. Raises `ContextLengthError` if prompt and new tokens exceed the
         context.
         """
-        prompts, is_one = _listed(prompt)
+        prompts, is_one = list_texts(prompt)
         asked = [self._ask(p, options, format, history, settings) for p in prompts]
         requests: list[Request] = []
         try:
@@ -150,6 +150,9 @@ class Phi:
         The arguments are those of `generate` and are checked here, not at the first piece. Closing
         the iterator cancels the request.
         """
+        items, is_one = list_texts(prompt)
+        if not is_one:
+            raise TypeError(f"one text is streamed at a time, got {len(items)}; generate them")
         ids, chosen = self._ask(prompt, options, format, history, settings)
         if chosen.n != 1:
             raise ValueError(f"a stream tells one completion, got n={chosen.n}; generate them")
@@ -196,8 +199,10 @@ class Phi:
         final LayerNorm. "points": a dict from `embeddings`, `resid_post.0` ... `final_norm` to
         (T, hidden). One text gives one of these, several a list.
         """
+        if isinstance(layers, int):
+            raise TypeError(f"layers is a list of numbers, got {layers}: write [{layers}]")
         points = self._state_points(layers, convention)
-        items, is_one = _listed(texts)
+        items, is_one = list_texts(texts)
         acts = self.capture(items, points)
         names = [str(point) for point in points]
         rows = zip(*(acts[name] for name in names), strict=True)  # a layer may be named twice
@@ -219,14 +224,14 @@ class Phi:
         """
         index = self.config.num_hidden_layers if layer is None else layer
         point = transformers_state(index, self.config.num_hidden_layers)
-        items, is_one = _listed(texts)
+        items, is_one = list_texts(texts)
         vectors = self.capture(items, point, pool=pool)[str(point)]
         rows: NDArray[np.float32] = (unit_rows(vectors) if normalize else vectors).float().numpy()
         return rows[0] if is_one else rows
 
     def score(self, text: str | Sequence[int]) -> Score:
         """The log-probability of every token of a text but its first, which nothing precedes."""
-        items, _ = _listed(text)
+        items, _ = list_texts(text)
         if len(items) != 1:
             raise ValueError(f"one text is scored at a time, got {len(items)}")
         ids = self._read_one(items[0])
@@ -262,6 +267,11 @@ class Phi:
         settings: Mapping[str, Any],
     ) -> tuple[Sequence[int] | Tensor, GenerationOptions]:
         """The prompt as the model reads it, and the options with the format's stop rules."""
+        unknown = sorted(set(settings) - OPTION_NAMES)
+        if unknown:
+            close = get_close_matches(unknown[0], OPTION_NAMES, cutoff=0.5)
+            meant = f"; did you mean {close[0]}" if close else ""
+            raise TypeError(f"there is no option {unknown[0]!r}{meant}")
         chosen = replace(options or GenerationOptions(), **settings)
         if format is None:
             if history:
@@ -295,22 +305,13 @@ class Phi:
 
     def _read(self, texts: Text | Sequence[Text]) -> list[Sequence[int] | Tensor]:
         """Token ids or embeddings of each text; the empty text is the end token alone."""
-        items, _ = _listed(texts)
+        items, _ = list_texts(texts)
         if not items:
             raise ValueError("there are no texts: give one at least")
         return [self._read_one(item) for item in items]
 
     def _read_one(self, text: Text) -> Sequence[int] | Tensor:
-        if not isinstance(text, str):
-            return read_tokens(text, self.config)
-        ids = self.tokenizer.encode(text) or [self.tokenizer.eos_token_id]
-        limit = self.config.max_position_embeddings
-        if len(ids) > limit:
-            raise ContextLengthError(
-                f"the text {text[:40]!r}... has {len(ids)} tokens, which exceed the context of"
-                f" {limit}; cut it or split it"
-            )
-        return ids
+        return read_text(text, self.tokenizer, self.config)
 
     def _state_points(self, layers: Sequence[int] | None, convention: Convention) -> list[Point]:
         points = convention_points(convention, self.config.num_hidden_layers)
@@ -358,14 +359,6 @@ def _plan_step(
 ) -> CapturePlan:
     """What the engine calls for each forward; it passes on the inspections made here."""
     return make_step_plan(packed, cast(Any, inspections), logit_rows=logit_rows)
-
-
-def _listed(texts: Text | Sequence[Text]) -> tuple[list[Text], bool]:
-    """Texts as a list, and whether it was a single one: a string, ids or embeddings."""
-    if isinstance(texts, str | Tensor):
-        return [texts], True
-    is_ids = len(texts) > 0 and all(isinstance(item, Integral) for item in texts)
-    return ([cast(Text, texts)], True) if is_ids else (list(cast(Sequence[Text], texts)), False)
 
 
 def _arrange(names: Sequence[str], row: Sequence[Tensor], convention: Convention) -> Any:

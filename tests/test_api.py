@@ -280,3 +280,23 @@ def test_a_format_ends_the_answer_and_history_needs_one(phi):
 def test_model_is_not_changed_by_use(phi, folder):
     fresh = phiscope.load(folder)
     assert torch.equal(phi.model(*pack([[1, 2, 3]])), fresh.model(*pack([[1, 2, 3]])))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda phi: phi.generate(None), TypeError, "a text is a string, token ids or embeddings"),
+        (lambda phi: phi.generate("a", max_tokens=3), TypeError, "did you mean max_new_tokens"),
+        (lambda phi: phi.hidden_states("a", layers=2), TypeError, r"write \[2\]"),
+        (lambda phi: phi.stream(["a", "b"]), TypeError, "one text is streamed at a time, got 2"),
+        (lambda phi: phiscope.Add("resid_post.1", torch.ones(64)), TypeError, "Point"),
+    ],
+)
+def test_a_mistaken_call_is_told_what_would_be_right(phi, call, error, message):
+    with pytest.raises(error, match=message):
+        call(phi)
+
+
+def test_part_of_a_model_is_not_saved_as_a_checkpoint(folder, tmp_path):
+    with pytest.raises(UnsupportedError, match="load it whole"):
+        phiscope.save_checkpoint(phiscope.load(folder, layers=2).model, tmp_path / "part")

@@ -35,6 +35,10 @@ class Edit(ABC):
     phase: Phase = field(default="all", kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.point, Point):
+            raise TypeError(
+                f"an edit's point is a Point, such as Point('resid_post', 3), got {self.point!r}"
+            )
         positions = self.positions
         if positions is not None and (
             min(positions, default=-1) < 0 or len(set(positions)) < len(positions)

@@ -39,14 +39,15 @@ _REMEDIES = {  # by the name of huggingface_hub's exception, the most special fi
 def resolve(name: str, *, revision: str | None = None) -> Path:
     """The folder of a checkpoint, which is fetched first where the name is a hub id.
 
-    A folder that exists wins; "tiny" and "nano" come with the package. Raises `HubError`, with the
-    remedy, for a name that leads nowhere and for anything that goes wrong while fetching.
+    "tiny" and "nano" come with the package (a folder of that name is "./tiny"); else a folder that
+    exists wins. Raises `HubError`, with the remedy, for a name that leads nowhere, for a revision
+    of what is not on the hub, and for anything that goes wrong while fetching.
     """
-    folder = Path(os.path.expanduser(name))  # Path's own raises where there is no home
-    if name and os.path.isdir(folder):
-        return folder
-    if name in EMBEDDED:
-        return _embedded_folder(name)
+    local = _find_local(name)
+    if local is not None:
+        if revision is not None:
+            raise HubError(f"{name!r} is a folder here and has no revision {revision!r}; leave it")
+        return local
     if not _HUB_ID.fullmatch(name):
         raise HubError(
             f"no folder {name!r}, and it is no hub id such as 'microsoft/phi-2', nor one of the "
@@ -58,6 +59,13 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     if not (folder / "config.json").is_file():
         raise HubError(f"{name!r} has no config.json on the hub: it is not a model's folder")
     return folder
+
+
+def _find_local(name: str) -> Path | None:
+    if name in EMBEDDED:
+        return _embedded_folder(name)
+    folder = Path(os.path.expanduser(name))  # Path's own raises where there is no home
+    return folder if name and os.path.isdir(folder) else None
 
 
 def _embedded_folder(name: str) -> Path:

@@ -34,7 +34,7 @@ from phiscope.checkpoint.layouts import (
 from phiscope.checkpoint.safetensors_format import sync_folder, write_bytes, write_json
 from phiscope.checkpoint.weights import Span, convert_values, read_spans, write_weights
 from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
-from phiscope.errors import CheckpointError
+from phiscope.errors import CheckpointError, UnsupportedError
 from phiscope.model import PhiForCausalLM
 from phiscope.strict import read_json_object
 
@@ -86,6 +86,8 @@ def save_checkpoint(
     max_shard_size: int = SHARD_SIZE,
 ) -> None:
     """Write a whole model as a checkpoint folder, which appears complete or not at all."""
+    if model.lm_head is None:
+        raise UnsupportedError("a model loaded with layers= is no checkpoint; load it whole")
     state = model.state_dict()
     check_shapes(
         {name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -248,7 +250,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise CheckpointError(f"{folder} exists and is not empty; name a new folder")
     temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         yield temporary
         sync_folder(temporary)
         temporary.replace(folder.absolute())

@@ -44,16 +44,21 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, metavar="T", help=_THREADS_HELP)
 
 
-def load_model(arguments: Namespace) -> "Phi":
-    """Load the model that the options name."""
+def load_model(arguments: Namespace, *, hidden_states: list[int] | None = None) -> "Phi":
+    """Load the model that the options name; with `hidden_states`, only the blocks these need."""
     import torch
 
     from phiscope.api import load
+    from phiscope.checkpoint.hub import resolve
+    from phiscope.config import read_config
 
+    folder = resolve(arguments.model, revision=arguments.revision)
+    highest = max(hidden_states or [0])
+    is_part = hidden_states is not None and 0 <= highest < read_config(folder).num_hidden_layers
     phi = load(
-        arguments.model,
+        folder,
         mode=arguments.mode,
-        revision=arguments.revision,
+        layers=highest if is_part else None,
         num_threads=arguments.threads,
         progress=shows_progress(),
     )

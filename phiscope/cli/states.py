@@ -55,7 +55,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace) -> int:
     _check(arguments)
     rows = read_rows(arguments)
-    phi = load_model(arguments)
+    phi = load_model(arguments, hidden_states=arguments.layers)
     points = _select_points(arguments, phi)
     rows = check_rows(rows, phi)
     good = [row for row in rows if row.fault is None]
@@ -92,7 +92,8 @@ def _show(arguments: Namespace, phi: "Phi", rows: Sequence[Row], points: Sequenc
     if arguments.json:
         emit_json({"model": arguments.model, "mode": phi.mode.name, "rows": norms})
     else:
-        note(f"norms of the hidden states of {sum(row['num_tokens'] for row in norms)} tokens")
+        count = sum(row["num_tokens"] for row in norms)
+        note(f"norms of the hidden states of {count} token{'s' * (count != 1)} in all")
         emit_table(("point", "mean", "least", "most"), _norm_rows(norms, points))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from phiscope.cli.arguments import natural, positive
 from phiscope.cli.command import Command
-from phiscope.cli.exits import OK, usage_errors
+from phiscope.cli.exits import OK, UsageError, usage_errors
 from phiscope.cli.printing import emit_facts, emit_json, note, show_count, show_time
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
+    if arguments.no_stdlib and not arguments.corpus:
+        raise UsageError("--no-stdlib leaves no text; name some with --corpus")
     from phiscope.training.options import preset_options
     from phiscope.training.trainer import train
 

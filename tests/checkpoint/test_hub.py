@@ -158,11 +158,14 @@ def make_cache(home, files):
     return snapshot
 
 
-def test_existing_folder_wins_over_every_other_meaning(tmp_path, monkeypatch):
+def test_existing_folder_wins_over_the_hub_and_an_embedded_name_over_a_folder(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nano").mkdir()
     (tmp_path / "someone" / "phi-2").mkdir(parents=True)
-    assert resolve("nano") == Path("nano")
+    assert resolve("nano").parent.name == "models"
+    assert resolve("./nano") == Path("nano")
     assert resolve(NAME) == Path(NAME)
     assert resolve(str(tmp_path)) == tmp_path
 
@@ -175,6 +178,12 @@ def test_name_that_leads_nowhere_says_what_names_may_be(name, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HubError, match=r"no folder .* no hub id such as 'microsoft/phi-2'"):
         resolve(name)
+
+
+@pytest.mark.parametrize("name", ["tiny", "."])
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(name):
+    with pytest.raises(HubError, match=r"has no revision 'v2'"):
+        resolve(name, revision="v2")
 
 
 def test_cached_model_loads_offline(tmp_path):

@@ -58,8 +58,10 @@ def test_a_model_with_nan_weights_loads_with_a_warning(run, copy, recwarn):
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        _, _, err = run("states", "a", "--layers", "0", "--model", copy)
+        _, _, err = run("states", "a", "--layers", "2", "--model", copy)
+        _, _, err_of_less = run("states", "a", "--layers", "0,1", "--model", copy)
     assert "warning: 1 tensors" in err
+    assert "warning" not in err_of_less  # the second block is not read
 
 
 @pytest.mark.parametrize("command", ["info", "verify"])
