@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from phiscope.training.bars import shown
 from phiscope.training.corpus import Document
 
 END_TOKEN = "<|endoftext|>"
@@ -60,5 +61,5 @@ def _empty_tokenizer() -> Tokenizer:
 
 def _pieces(documents: Iterable[Document]) -> Iterator[list[str]]:
     """What the BPE sees of each document: the text between the runs."""
-    for document in documents:
+    for document in shown(documents, "tokenizer, documents"):
         yield [piece for piece in _RUN.split(document.text) if piece]

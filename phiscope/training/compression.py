@@ -5,8 +5,10 @@ from __future__ import annotations
 import lzma
 from collections.abc import Iterable
 
+from phiscope.training.bars import shown
 from phiscope.training.corpus import Corpus, Document
 
+_PIECE = 10**6
 _SMALLEST, _LARGEST = 2**12, 3 * 2**29  # dictionaries that LZMA takes
 
 
@@ -33,4 +35,7 @@ def _compressed_size(data: bytes, dictionary: int) -> int:
         "preset": 9 | lzma.PRESET_EXTREME,
         "dict_size": min(max(dictionary, _SMALLEST), _LARGEST),
     }
-    return len(lzma.compress(data, format=lzma.FORMAT_XZ, filters=[lzma2]))
+    xz = lzma.LZMACompressor(format=lzma.FORMAT_XZ, filters=[lzma2])
+    begins = range(0, len(data), _PIECE)
+    pieces = (xz.compress(data[begin : begin + _PIECE]) for begin in shown(begins, "xz, megabytes"))
+    return sum(map(len, pieces)) + len(xz.flush())

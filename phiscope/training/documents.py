@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from phiscope.tokenizer import Tokenizer
+from phiscope.training.bars import shown
 from phiscope.training.corpus import Document
 
 Ids = npt.NDArray[np.uint16]
@@ -40,7 +41,7 @@ def write_tokens(
     partial = path.with_name(path.name + ".partial")
     count, end = 0, [tokenizer.eos_token_id]
     with partial.open("wb") as file:
-        for some in _batches(documents):
+        for some in _batches(shown(documents, "tokens, documents")):
             for ids in tokenizer.encode_batch([one.text for one in some], allow_special=False):
                 np.array(ids + end, dtype=np.uint16).tofile(file)
                 count += len(ids) + 1

@@ -17,6 +17,7 @@ from torch import Tensor
 from phiscope.model import PhiForCausalLM
 from phiscope.packing import pack_lengths
 from phiscope.tokenizer import Tokenizer
+from phiscope.training.bars import shown
 from phiscope.training.documents import Ids
 from phiscope.training.loss import head_loss
 
@@ -74,8 +75,9 @@ def measure(
     asked = np.concatenate([tokens[first:end] for _, first, end in spans])
     was_training = model.training
     model.eval()
-    batches = _batches(spans, _BATCH_TOKENS // context)
-    nats = sum(apply(partial(_nats, model, tokens), batches))
+    batches = list(_batches(spans, _BATCH_TOKENS // context))
+    found = apply(partial(_nats, model, tokens), batches)
+    nats = sum(shown(found, "held-out text, batches", total=len(batches)))
     model.train(was_training)
     return Figure(nats, len(asked), int(lengths[asked].sum(dtype=np.int64)))
 
