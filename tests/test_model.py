@@ -121,6 +121,7 @@ def run_in_chunks(model, cached):
     if not cached:
         return model(*pack([first.tolist(), second.tolist()]))
     cache = KVCache(model.config, num_slots=3, num_places=32, dtype=torch.float64)
+    cache.data.fill_(float("nan"))  # so that places read before they are written would show
     begin = model(
         torch.cat([first[:4], second[:9]]),
         pack_lengths([4, 9], starts=[0, 0], slots=[2, 0]),
