@@ -43,6 +43,7 @@ from phiscope.prompts import select_format
 from phiscope.runtime import Mode, fit_slots, select_mode
 from phiscope.texts import Text, list_texts, read_text
 from phiscope.tokenizer import Tokenizer, load_tokenizer
+from phiscope.wide import widen
 
 Turns = Sequence[tuple[str, str]]
 """What was asked before, and what was answered."""
@@ -78,6 +79,7 @@ def load(
     model = load_model(
         folder, dtype=chosen.dtype, device=chosen.device, layers=layers, progress=progress
     )
+    model = widen(model) if chosen.is_wide else model
     model.set_attention(chosen.attention)
     return Phi(model, tokenizer, chosen)
 
@@ -99,7 +101,7 @@ class Phi:
     def engine(self) -> Engine:
         """The decoding loop that `generate` and `stream` share."""
         context, mode = self.config.max_position_embeddings, self.mode
-        slot_bytes = KVCache.count_slot_bytes(self.config, context, mode.dtype)
+        slot_bytes = KVCache.count_slot_bytes(self.config, context, mode.compute_dtype)
         slots = fit_slots(slot_bytes, mode.device)
         return Engine(self.model, self.tokenizer, num_slots=slots, make_plan=_plan_step)
 

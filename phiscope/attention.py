@@ -1,10 +1,11 @@
 """Causal attention over packed sequences: one signature, several backends.
 
 A backend takes q (N, heads, head_dim), keys and values, and the packing, and returns (N, heads,
-head_dim). Keys and values are flat (N, kv_heads, head_dim) without a cache; with one they are the
-layer's planes (slots, places, kv_heads, head_dim), of which sequence i uses the first
-`packed.key_lengths[i]` places of slot `packed.slots[i]`. `eager` is the definition; the others are
-tested equal to it. q times k overflows fp16 in Phi-2, so products are taken in fp32.
+head_dim). Keys and values are flat (K, kv_heads, head_dim), `packed.key_lengths[i]` for sequence i
+end to end, which without a prefix is N; in cache slots they are the layer's planes (slots, places,
+kv_heads, head_dim), of which sequence i uses the first places of slot `packed.slots[i]`. `eager` is
+the definition; the others are tested equal to it. q times k overflows fp16 in Phi-2, so products
+are taken in fp32.
 """
 
 import inspect
@@ -98,12 +99,13 @@ def segments(
     q: Tensor, k: Tensor, v: Tensor, packed: Packed
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each sequence's queries (T, heads, dim), keys and values (K, kv_heads, dim), as views."""
-    for sequence, span in enumerate(packed.spans()):
-        if packed.slots is None:
-            yield q[span], k[span], v[span]
-        else:
-            slot, length = packed.slots[sequence], packed.key_lengths[sequence]
-            yield q[span], k[slot, :length], v[slot, :length]
+    if packed.slots is None:
+        for span, keys in zip(packed.spans(), packed.key_spans(), strict=True):
+            yield q[span], k[keys], v[keys]
+        return
+    places = zip(packed.spans(), packed.slots, packed.key_lengths, strict=True)
+    for span, slot, length in places:
+        yield q[span], k[slot, :length], v[slot, :length]
 
 
 def _masked_scores(q: Tensor, k: Tensor) -> Tensor:

@@ -1,14 +1,29 @@
-"""KV cache: slots of keys and values, one slot for each running sequence.
+"""Caches of keys and values: slots for running sequences, and prefixes that sequences share.
 
-The whole cache is reserved at once and costs memory only where it is written. Who owns which slot
-is the scheduler's business.
+`KVCache` has one slot for each running sequence; the whole cache is reserved at once and costs
+memory only where it is written, and who owns which slot is the scheduler's business. `PrefixCache`
+keeps the keys and values of one forward, which then serve any number of sequences as their start.
 """
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from phiscope.config import PhiConfig
+from phiscope.errors import ContextLengthError
 from phiscope.packing import Packed
+
+
+class Cache(Protocol):
+    """Told of every layer's new keys and values; gives those that the queries attend to."""
+
+    def check(self, packed: Packed) -> None:
+        """Raise `ValueError` for a batch that this cache cannot serve."""
+
+    def write(self, layer: int, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Take the new keys and values (N, kv_heads, head_dim) of a batch, in order of layers."""
 
 
 class KVCache:
@@ -41,6 +56,14 @@ class KVCache:
         width = config.num_key_value_heads * config.head_dim
         return 2 * config.num_hidden_layers * num_places * width * dtype.itemsize
 
+    def check(self, packed: Packed) -> None:
+        """Raise `ValueError` for a batch without slots or beyond a slot's places."""
+        if packed.slots is None:
+            raise ValueError("a cache with slots needs a packing with slots")
+        end = max(packed.key_lengths)
+        if end > self.num_places:
+            raise ContextLengthError(f"{end} tokens exceed the {self.num_places} of a cache slot")
+
     def write(self, layer: int, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
         """Store the new keys and values (N, kv_heads, head_dim) of a batch at their places.
 
@@ -55,3 +78,60 @@ class KVCache:
     def copy(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` tokens of slot `source`: a reused prefix."""
         self.data[:, :, target, :length] = self.data[:, :, source, :length]
+
+
+class PrefixCache:
+    """Keeps the keys and values of the forward it is given to: those of a batch of prefixes."""
+
+    def __init__(self, packed: Packed) -> None:
+        self.packed = packed
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        """For each layer, keys and values (N, kv_heads, head_dim) of all prefixes end to end."""
+
+    @staticmethod
+    def count_token_bytes(config: PhiConfig, num_layers: int, dtype: torch.dtype) -> int:
+        """The memory of one prefix token in this many layers."""
+        return 2 * num_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+    def check(self, packed: Packed) -> None:
+        """Raise `ValueError` for any batch but the one this cache was made for."""
+        if packed is not self.packed or packed.slots is not None or any(packed.starts):
+            raise ValueError("a prefix cache is filled once, by the new sequences it was made for")
+
+    def write(self, layer: int, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Keep a layer's keys and values, and attend to them as they are."""
+        assert layer == len(self.layers), "layers come in order"
+        self.layers.append((k, v))
+        return k, v
+
+    def continued(self, prefixes: Sequence[int]) -> "Continuation":
+        """A cache for sequences of which the i-th goes on from prefix `prefixes[i]`."""
+        return Continuation(self, prefixes)
+
+
+class Continuation:
+    """Puts each sequence's prefix before its own keys and values, and keeps nothing."""
+
+    def __init__(self, source: PrefixCache, prefixes: Sequence[int]) -> None:
+        self._source = source
+        spans = list(source.packed.spans())
+        self._spans = [spans[prefix] for prefix in prefixes]
+
+    @property
+    def starts(self) -> list[int]:
+        """The tokens before each sequence, as its packing must state them."""
+        return [span.stop - span.start for span in self._spans]
+
+    def check(self, packed: Packed) -> None:
+        """Raise `ValueError` for a batch that does not go on from these prefixes."""
+        if packed.slots is not None or list(packed.starts) != self.starts:
+            raise ValueError(f"these sequences go on from prefixes of {self.starts} tokens")
+
+    def write(self, layer: int, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Keys and values of all sequences end to end, (K, kv_heads, head_dim)."""
+        keys, values = self._source.layers[layer]
+        return self._join(keys, k, packed), self._join(values, v, packed)
+
+    def _join(self, before: Tensor, new: Tensor, packed: Packed) -> Tensor:
+        pairs = zip(self._spans, packed.spans(), strict=True)
+        return torch.cat([part for old, own in pairs for part in (before[old], new[own])])

@@ -10,6 +10,8 @@
     |-- PointError (ValueError)          a point that does not exist in this model
     |-- NonFiniteError                   a NaN or an infinity where a number was due
     |-- TrainingError                    a training run that cannot start, resume or go on
+    |-- InputError                       input that cannot be read as rows
+    |-- StoreError                       a store that is damaged, busy, or of another job
     `-- MissingExtraError (ImportError)  an optional dependency that is not installed
 
 A wrong argument is a plain `ValueError` or `TypeError`.
@@ -54,6 +56,14 @@ class NonFiniteError(PhiscopeError):
 
 class TrainingError(PhiscopeError):
     """A training run that cannot start, resume or go on."""
+
+
+class InputError(PhiscopeError):
+    """Input that cannot be read as rows."""
+
+
+class StoreError(PhiscopeError):
+    """A store that is damaged, in use, or the work of another job."""
 
 
 class MissingExtraError(PhiscopeError, ImportError):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phiscope.attention import Backend, attend_with_maps, sdpa, select_backend
-from phiscope.cache import KVCache
+from phiscope.cache import Cache
 from phiscope.config import PhiConfig
 from phiscope.errors import ContextLengthError, UnsupportedError
 from phiscope.outputs import Plan
@@ -36,7 +36,7 @@ class Pass:
     packed: Packed
     cos: Tensor  # (N, rotary_dim / 2)
     sin: Tensor
-    cache: KVCache | None
+    cache: Cache | None
     plan: Plan | None
 
     def at(self, name: str, layer: int | None, x: Tensor) -> Tensor:
@@ -143,12 +143,19 @@ class PhiModel(nn.Module):
         )
         self._tables: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def hidden_dtype(self) -> torch.dtype:
+        """The dtype of hidden states, which may be wider than that of the weights."""
+        none = torch.empty(0, dtype=torch.int64, device=self.embed_tokens.weight.device)
+        hidden: Tensor = self.embed_tokens(none)
+        return hidden.dtype
+
     def forward(
         self,
         inputs: Tensor,
         packed: Packed,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         plan: Plan | None = None,
     ) -> Tensor:
         """Run token ids (N,) or embeddings (N, hidden) and return hidden states (N, hidden).
@@ -170,14 +177,16 @@ class PhiModel(nn.Module):
         assert self.final_layernorm is not None
         return run.at("final_norm", None, self.final_layernorm(x))
 
-    def _check(self, packed: Packed, cache: KVCache | None, plan: Plan | None) -> int | None:
+    def _check(self, packed: Packed, cache: Cache | None, plan: Plan | None) -> int | None:
         end, limit = max(packed.key_lengths), self.config.max_position_embeddings
         if end > limit:
             raise ContextLengthError(f"{end} tokens exceed the context of {limit}")
-        if (cache is None) != (packed.slots is None):
-            raise ValueError("a cache and a packing with slots belong together: give both or none")
-        if cache is not None and end > cache.num_places:
-            raise ContextLengthError(f"{end} tokens exceed the {cache.num_places} of a cache slot")
+        if cache is not None:
+            cache.check(packed)
+        elif packed.slots is not None or any(packed.starts):
+            raise ValueError(
+                "sequences that go on from known tokens need the cache that holds them"
+            )
         if self.training and self.config.attention_dropout:
             raise UnsupportedError("no backend has attention dropout; train with it set to 0")
         depth = None if plan is None else plan.depth
@@ -211,7 +220,7 @@ class PhiForCausalLM(nn.Module):
         inputs: Tensor,
         packed: Packed,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         plan: Plan | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:

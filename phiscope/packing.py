@@ -1,14 +1,15 @@
 """Packed: many sequences as one flat run of tokens, the native form of a batch.
 
-Token `offsets[i] + t` is the t-th new token of sequence i. A sequence may already have `starts[i]`
-tokens in a cache slot; without a cache all starts are 0. Padding does not exist.
+Token `offsets[i] + t` is the t-th new token of sequence i. Before it may stand `starts[i]` tokens
+whose keys are known: in a cache slot, or, without slots, in a prefix that sequences share. Padding
+does not exist.
 """
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, chain, pairwise, repeat, starmap
 from typing import SupportsIndex
 
 import torch
@@ -24,9 +25,9 @@ class Packed:
     lengths: tuple[int, ...]
     """New tokens of each sequence, all at least 1."""
     starts: tuple[int, ...]
-    """Tokens of each sequence that the cache already holds."""
+    """Tokens before each sequence's new ones, whose keys and values are known."""
     slots: tuple[int, ...] | None
-    """Cache slot of each sequence; None when there is no cache."""
+    """Cache slot of each sequence; None where there are no slots."""
     positions: Tensor
     """(N,) int64: the place of each token in its own sequence."""
 
@@ -45,13 +46,13 @@ class Packed:
 
     @cached_property
     def key_lengths(self) -> tuple[int, ...]:
-        """Tokens each sequence attends to: those in the cache and the new ones."""
+        """Tokens each sequence attends to: those before it and the new ones."""
         return tuple(s + n for s, n in zip(self.starts, self.lengths, strict=True))
 
     @cached_property
     def is_even(self) -> bool:
         """Whether all sequences are new and equally long, so that they form a (S, T) matrix."""
-        return self.slots is None and len(set(self.lengths)) == 1
+        return self.slots is None and not any(self.starts) and len(set(self.lengths)) == 1
 
     @cached_property
     def token_slots(self) -> Tensor:
@@ -71,8 +72,11 @@ class Packed:
 
     def spans(self) -> Iterator[slice]:
         """The rows of each sequence, in order."""
-        for begin, end in zip(self.offsets, self.offsets[1:], strict=False):
-            yield slice(begin, end)
+        return starmap(slice, pairwise(self.offsets))
+
+    def key_spans(self) -> Iterator[slice]:
+        """The keys of each sequence where all keys lie end to end."""
+        return starmap(slice, pairwise(accumulate(self.key_lengths, initial=0)))
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
@@ -93,10 +97,10 @@ def pack_lengths(
     slots: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Packed:
-    """Lay out sequences of these lengths; with `starts` and `slots`, behind what a cache holds.
+    """Lay out sequences of these lengths, behind `starts` tokens in cache `slots` or in a prefix.
 
-    Raises `ValueError` for an empty batch, an empty sequence, starts without slots, or a slot
-    named twice.
+    Raises `ValueError` for an empty batch, an empty sequence, a negative start, or a slot named
+    twice.
     """
     starts = [0] * len(lengths) if starts is None else list(starts)
     _check(lengths, starts, slots)
@@ -163,10 +167,7 @@ def _check(lengths: Sequence[int], starts: Sequence[int], slots: Sequence[int] |
         raise ValueError(f"sequence {lengths.index(min(lengths))} of the batch has no tokens")
     if len(starts) != len(lengths) or min(starts) < 0:
         raise ValueError(f"{len(lengths)} sequences need as many starts >= 0, got {starts}")
-    if slots is None:
-        if any(starts):
-            raise ValueError("sequences that go on from a cache need slots")
-    elif len(slots) != len(lengths) or len(set(slots)) != len(slots):
+    if slots is not None and not len(slots) == len(lengths) == len(set(slots)):
         raise ValueError(f"{len(lengths)} sequences need as many different slots, got {slots}")
 
 

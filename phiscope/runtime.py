@@ -20,6 +20,13 @@ class Mode:
     dtype: torch.dtype
     attention: str
     """Name of the attention backend."""
+    is_wide: bool = False
+    """Whether arithmetic is fp32 on weights of that dtype."""
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What activations are computed in."""
+        return torch.float32 if self.is_wide else self.dtype
 
 
 MODES: dict[str, Mode] = {
@@ -34,9 +41,13 @@ MODES: dict[str, Mode] = {
         Mode("fp32-flex", "cuda", torch.float32, "flex"),
         Mode("fp32-cpu", "cpu", torch.float32, "sdpa"),
         Mode("bf16-cpu", "cpu", torch.bfloat16, "sdpa"),
+        Mode("bf16-fp32-cpu", "cpu", torch.bfloat16, "sdpa", is_wide=True),
     )
 }
-"""The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu), bf16, and FlexAttention."""
+"""The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu), bf16, and FlexAttention.
+
+bf16-fp32-cpu has bf16 weights and fp32 arithmetic.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

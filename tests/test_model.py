@@ -214,7 +214,7 @@ def test_more_tokens_than_the_context_are_an_error_with_both_counts():
 
 def test_a_cache_without_slots_is_refused():
     cache = KVCache(SMALL, num_slots=1, num_places=8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="belong together"):
+    with pytest.raises(ValueError, match="needs a packing with slots"):
         make_model(SMALL)(random_ids(4), pack_lengths([4]), cache=cache)
 
 

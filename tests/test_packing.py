@@ -32,7 +32,6 @@ def test_cached_sequences_go_on_at_their_start():
     [
         ([], {}, "at least one sequence"),
         ([2, 0], {}, "sequence 1 of the batch has no tokens"),
-        ([2], {"starts": [1]}, "need slots"),
         ([2], {"starts": [-1], "slots": [0]}, "starts >= 0"),
         ([2, 2], {"slots": [3, 3]}, "different slots"),
     ],

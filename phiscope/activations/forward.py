@@ -75,4 +75,5 @@ def _join(model: PhiForCausalLM, prompts: Sequence[Prompt]) -> Tensor:
     if not any(part.is_floating_point() for part in parts):
         return torch.cat(parts)
     with torch.no_grad():
-        return torch.cat([p.to(embed.weight) if p.is_floating_point() else embed(p) for p in parts])
+        dtype = model.model.hidden_dtype
+        return torch.cat([p.to(dtype) if p.is_floating_point() else embed(p) for p in parts])

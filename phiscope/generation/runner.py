@@ -73,7 +73,7 @@ class Runner:
                 self.model.config,
                 num_slots=num_slots,
                 num_places=num_places,
-                dtype=self._embedding.weight.dtype,
+                dtype=self.model.model.hidden_dtype,
                 device=self.device,
             )
         return self._cache
@@ -126,7 +126,8 @@ class Runner:
         if embeddings is None or not chunk.job.is_prefilling:
             embedded: Tensor = self._embedding(self._integers(_ids(chunk)))
             return embedded
-        return embeddings[chunk.start : chunk.start + chunk.length].to(self._embedding.weight)
+        part = embeddings[chunk.start : chunk.start + chunk.length]
+        return part.to(self.device, self.model.model.hidden_dtype)
 
     def _integers(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -1,0 +1,103 @@
+"""Narrow weights, wide arithmetic: weights stay bf16 or fp16 in memory and all sums are fp32.
+
+The model then computes as an fp32 model with the same weights would, in half of its memory. Before
+a matrix product the weight is widened into a scratch buffer that all layers share: that costs a few
+percent for a batch of tokens, and on CPUs without matrix units for bf16 (AMX) fp32 products are
+nearly twice as fast as bf16 ones.
+"""
+
+import threading
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phiscope.model import PhiForCausalLM
+
+_FEW_TOKENS = 64
+"""Up to so many rows a weight is widened piece by piece, so that the pieces stay in cache."""
+_PIECE = 256
+
+
+class Scratch(threading.local):
+    """One buffer for each thread, as large as the largest weight seen."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def widen(self, weight: Tensor) -> Tensor:
+        """A copy of the weight in fp32, valid until the next call."""
+        if self._buffer.numel() < weight.numel() or self._buffer.device != weight.device:
+            self._buffer = torch.empty(weight.numel(), device=weight.device)
+        return self._buffer[: weight.numel()].view(weight.shape).copy_(weight)
+
+
+class WideLinear(nn.Module):
+    """`nn.Linear` in fp32 on a narrow weight, for inference."""
+
+    def __init__(self, linear: nn.Linear, scratch: Scratch) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self._scratch = scratch
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            if len(x) > _FEW_TOKENS:
+                return self._apply_piece(x, self.weight, self.bias)
+            pieces = zip(torch.split(self.weight, _PIECE), torch.split(self.bias, _PIECE), strict=True)
+            return torch.cat([self._apply_piece(x, w, b) for w, b in pieces], dim=-1)
+
+    def _apply_piece(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, self._scratch.widen(weight), bias.float())
+
+
+class WideEmbedding(nn.Module):
+    """`nn.Embedding` that gives fp32 rows of a narrow table."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight).float()
+
+
+class WideNorm(nn.Module):
+    """`nn.LayerNorm` in fp32 on narrow parameters."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.normalized_shape = norm.normalized_shape
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+def widen(model: PhiForCausalLM) -> PhiForCausalLM:
+    """A model over the same weights, shared and not copied, with fp32 arithmetic and sdpa."""
+    layers = None if model.lm_head is not None else len(model.model.layers)
+    with torch.device("meta"):
+        wide = PhiForCausalLM(model.config, layers=layers)
+    scratch = Scratch()
+    for name, module in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        widened = _widened(module, scratch)
+        if widened is not None:
+            setattr(wide.get_submodule(parent), child, widened)
+    return wide.eval()
+
+
+def _widened(module: nn.Module, scratch: Scratch) -> nn.Module | None:
+    """What stands in for a module with weights; None for one without."""
+    if isinstance(module, nn.Linear | WideLinear):
+        return WideLinear(module, scratch)  # type: ignore[arg-type]
+    if isinstance(module, nn.Embedding | WideEmbedding):
+        return WideEmbedding(module)  # type: ignore[arg-type]
+    if isinstance(module, nn.LayerNorm | WideNorm):
+        return WideNorm(module)  # type: ignore[arg-type]
+    return None

@@ -1,0 +1,66 @@
+"""Prefixes that sequences share: the same states as each sequence alone."""
+
+import dataclasses
+
+import pytest
+import torch
+from oracle import make_model
+
+from phiscope.cache import PrefixCache
+from phiscope.config import PhiConfig
+from phiscope.packing import pack, pack_lengths
+
+CONFIG = PhiConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    rotary_dim=8,
+    max_position_embeddings=64,
+)
+PREFIXES = ([5, 6, 7, 8, 9], [10, 11])
+SUFFIXES = (([1, 2], 0), ([3], 1), ([4, 5, 6, 7], 0), ([9, 8], 1))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_going_on_from_a_shared_prefix_equals_the_whole_sequence(backend, kv_heads):
+    whole_model = make_model(dataclasses.replace(CONFIG, num_key_value_heads=kv_heads)).float()
+    whole_model.set_attention(backend)
+    model = whole_model.model
+    ours = continue_from_prefixes(model)
+    for states, (suffix, prefix) in zip(ours, SUFFIXES, strict=True):
+        with torch.inference_mode():
+            whole = model(*pack([[*PREFIXES[prefix], *suffix]]))
+        torch.testing.assert_close(states, whole[-len(suffix) :], rtol=1e-4, atol=1e-5)
+
+
+def continue_from_prefixes(model):
+    with torch.inference_mode():
+        ids, packed = pack(PREFIXES)
+        prefixes = PrefixCache(packed)
+        model(ids, packed, cache=prefixes)
+        cache = prefixes.continued([prefix for _, prefix in SUFFIXES])
+        suffixes = [suffix for suffix, _ in SUFFIXES]
+        behind = pack_lengths([len(s) for s in suffixes], starts=cache.starts)
+        states = model(torch.tensor([i for s in suffixes for i in s]), behind, cache=cache)
+        return [states[span] for span in behind.spans()]
+
+
+def test_a_batch_that_does_not_go_on_from_these_prefixes_is_refused():
+    model = make_model(CONFIG).model
+    ids, packed = pack(PREFIXES)
+    prefixes = PrefixCache(packed)
+    model(ids, packed, cache=prefixes)
+    with pytest.raises(ValueError, match=r"go on from prefixes of \[5, 2\] tokens"):
+        model(ids, packed, cache=prefixes.continued([0, 1]))
+    with pytest.raises(ValueError, match="filled once"):
+        model(*pack([[1, 2]]), cache=prefixes)
+
+
+def test_sequences_behind_known_tokens_need_the_cache_that_holds_them():
+    with pytest.raises(ValueError, match="need the cache"):
+        make_model(CONFIG)(torch.tensor([1, 2]), pack_lengths([2], starts=[3]))
