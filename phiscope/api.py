@@ -33,6 +33,11 @@ from phiscope.checkpoint import load_model
 from phiscope.checkpoint.hub import resolve
 from phiscope.config import PhiConfig, read_config
 from phiscope.evaluation.likelihood import Score, score_tokens
+from phiscope.extraction.extractor import Extractor
+from phiscope.extraction.inputs import Fields, open_source
+from phiscope.extraction.job import Job, run_job
+from phiscope.extraction.options import make_options
+from phiscope.extraction.progress import Progress, Report
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
@@ -230,6 +235,40 @@ class Phi:
         vectors = self.capture(items, point, pool=pool)[str(point)]
         rows: NDArray[np.float32] = (unit_rows(vectors) if normalize else vectors).float().numpy()
         return rows[0] if is_one else rows
+
+    def extract(
+        self,
+        data: Any,
+        out: str | Path,
+        *,
+        points: PointSpec,
+        pool: str | Sequence[str] | None = None,
+        fields: Fields | None = None,
+        format: str | None = None,
+        resume: bool = True,
+        verify: int = 0,
+        part: tuple[int, int] | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Report:
+        """Write what lies at the points for every text of a corpus into a store, the folder `out`.
+
+        `data` is a file (text lines, JSONL, CSV, Parquet, Arrow), a folder, "-", or an iterable of
+        texts, token ids or mappings; `fields` says which columns mean what. With `pool` the store
+        has a row for each text, without it one for each token. `settings` are fields of
+        `ExtractOptions` (tokens, overflow, dtype, shard_size ...). A job that was interrupted goes
+        on where it was, and its store is byte for byte that of an uninterrupted one. `verify` rows
+        are computed again, alone and in fp32, and their errors put into the manifest. See
+        docs/extraction.md. Raises `InputError`, `PointError` and `StoreError`.
+        """
+        options = make_options(points=points, pool=pool, **settings)
+        job = Job(
+            extractor=Extractor(self.model, self.tokenizer, options, self._edits),
+            source=open_source(data, fields or Fields(), format=format),
+            out=Path(out),
+            part=part,
+        )
+        return run_job(job, resume=resume, progress=Progress(job.extractor, shows=progress))
 
     def score(self, text: str | Sequence[int]) -> Score:
         """The log-probability of every token of a text but its first, which nothing precedes."""

@@ -45,7 +45,8 @@ class WideLinear(nn.Module):
         with torch.no_grad():
             if len(x) > _FEW_TOKENS:
                 return self._apply_piece(x, self.weight, self.bias)
-            pieces = zip(torch.split(self.weight, _PIECE), torch.split(self.bias, _PIECE), strict=True)
+            weights, biases = torch.split(self.weight, _PIECE), torch.split(self.bias, _PIECE)
+            pieces = zip(weights, biases, strict=True)
             return torch.cat([self._apply_piece(x, w, b) for w, b in pieces], dim=-1)
 
     def _apply_piece(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

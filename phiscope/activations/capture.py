@@ -16,6 +16,7 @@ from phiscope.activations.inspection import Inspection
 from phiscope.activations.keeping import Keep, Kept, keep_rows
 from phiscope.activations.points import POINTS, Place, Point
 from phiscope.activations.pooling import pool
+from phiscope.activations.summaries import SUMMARIES
 from phiscope.errors import PointError
 from phiscope.packing import Packed
 
@@ -80,7 +81,7 @@ class CapturePlan:
         """
         self._refuse(pooled=True)
         points = self.inspections[sequence].points
-        return {str(point): self._find(point, sequence).of(point, sequence) for point in points}
+        return {str(point): self._rows_of(point, sequence) for point in points}
 
     def pooled(self) -> dict[tuple[str, str], Tensor]:
         """(S, ...) for each point and reducer, in the order of the sequences; raises as `rows`."""
@@ -99,7 +100,7 @@ class CapturePlan:
         self._refuse(pooled=True)
         points = self.inspections[0].points
         shared = set(points).intersection(*(i.points for i in self.inspections))
-        flat = [p for p in points if p in shared and p.kind.shape != "map"]
+        flat = [p for p in points if p in shared and not _comes_from_maps(p)]
         return {str(point): self._find(point).all(point) for point in flat}
 
     def clamped(self, sequence: int) -> dict[str, int]:
@@ -111,6 +112,10 @@ class CapturePlan:
             )
             for point in self.inspections[sequence].points
         }
+
+    def _rows_of(self, point: Point, sequence: int) -> Tensor:
+        rows = self._find(point, sequence).of(point, sequence)
+        return SUMMARIES[point.name](rows) if point.is_summary else rows
 
     def _refuse(self, *, pooled: bool) -> None:
         if bool(self.keep.reducers) == pooled:
@@ -158,7 +163,7 @@ class CapturePlan:
             self._kept[place, None] = keep_rows(x, kept_spans, self.keep)
 
     def _find(self, point: Point, sequence: int | None = None, reducer: str | None = None) -> Kept:
-        key = sequence if point.kind.shape == "map" else reducer
+        key = sequence if _comes_from_maps(point) else reducer
         kept = self._kept.get((point.place, key))
         if kept is None:
             raise ValueError(f"{point} was not reached: run a forward with this plan first")
@@ -195,8 +200,8 @@ class CapturePlan:
         if any(inspection.points != points for inspection in self.inspections):
             raise ValueError("pooling needs the same points for every sequence")
         for point in points:
-            if point.kind.shape == "map":
-                raise PointError(f"{point} is a map (heads, T, K) and cannot be pooled over tokens")
+            if _comes_from_maps(point):
+                raise PointError(f"{point} comes from a map and is not pooled here; extract it")
 
 
 def plan_capture(
@@ -222,6 +227,10 @@ def make_step_plan(
     """A plan for one step of generation, which runs the whole model; None inspects nothing."""
     each = [inspection or Inspection() for inspection in inspections]
     return CapturePlan(packed, each, keep=keep, whole=True, logit_rows=logit_rows)
+
+
+def _comes_from_maps(point: Point) -> bool:
+    return point.is_summary or point.kind.shape == "map"
 
 
 def _depth(inspections: Sequence[Inspection]) -> int | None:

@@ -39,6 +39,8 @@ class Edit(ABC):
             raise TypeError(
                 f"an edit's point is a Point, such as Point('resid_post', 3), got {self.point!r}"
             )
+        if self.point.is_summary:
+            raise PointError(f"{self.point} can be read only; edit attn_probs.{self.point.layer}")
         positions = self.positions
         if positions is not None and (
             min(positions, default=-1) < 0 or len(set(positions)) < len(positions)

@@ -59,11 +59,11 @@ class Kept:
         return self.values
 
     def count_clamped(self, sequence: int) -> int:
-        self._wait()
+        self.wait()
         return int(self.clamped[self.spans[sequence]].sum())
 
     def _check(self, point: Point, sequence: int) -> None:
-        self._wait()
+        self.wait()
         peaks = self.peaks[self.spans[sequence]]
         peak = float(peaks.max()) if len(peaks) else 0.0
         if not peak < float("inf"):
@@ -74,7 +74,8 @@ class Kept:
                 f"{point} of sequence {sequence} reaches {peak:.6g}, beyond {dtype}; keep float32"
             )
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until a copy that goes on in the background is done."""
         if self.copied is not None:
             self.copied.synchronize()
 
@@ -82,6 +83,8 @@ class Kept:
 def keep_rows(x: Tensor, spans: Mapping[int, slice], keep: Keep, *, masked: bool = False) -> Kept:
     """Copy x (n, ...) as asked; `masked` says that -inf is a value which belongs in it."""
     dtype = keep.dtype or x.dtype
+    if not x.is_floating_point():
+        return _keep_integers(x, spans, keep)
     sizes = (x.masked_fill(x.isneginf(), 0) if masked else x).abs().flatten(1)
     peaks, clamped = sizes.amax(dim=1), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     limit = torch.finfo(dtype).max
@@ -96,6 +99,13 @@ def keep_rows(x: Tensor, spans: Mapping[int, slice], keep: Keep, *, masked: bool
         refuses=keep.overflow == "refuse",
         copied=_mark(x),
     )
+
+
+def _keep_integers(x: Tensor, spans: Mapping[int, slice], keep: Keep) -> Kept:
+    """Integers are kept as they are: nothing of them can be lost."""
+    nothing = torch.zeros(len(x), dtype=torch.int64)
+    copy = _copy(x, x.dtype, keep.device)
+    return Kept(copy, nothing.float(), nothing, spans, refuses=False, copied=_mark(x))
 
 
 def _copy(x: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 from phiscope.config import PhiConfig
 from phiscope.errors import PointError
 
-RowShape = Literal["hidden", "heads", "kv_heads", "intermediate", "vocab", "map"]
+RowShape = Literal["hidden", "heads", "kv_heads", "intermediate", "vocab", "map", "head"]
 Place = tuple[str, int | None]
 
 
@@ -24,7 +24,7 @@ class PointKind:
 
     name: str
     shape: RowShape
-    """The shape of one token's row; "map" is per sequence (heads, T, K)."""
+    """The shape of one token's row; "map" is per sequence (heads, T, K), "head" a number a head."""
     meaning: str
     hooks: tuple[str, ...]
     """TransformerLens' names, without the `blocks.L.` before them where there is a layer."""
@@ -54,6 +54,8 @@ POINTS: dict[str, PointKind] = {
             ("attn.hook_attn_scores",),
         ),
         PointKind("attn_probs", "map", "attention weights", ("attn.hook_pattern",)),
+        PointKind("attn_entropy", "head", "entropy of each query's attention weights, in nats", ()),
+        PointKind("attn_received", "head", "attention weight that each key gets in all", ()),
         PointKind("z", "heads", "the heads' outputs", ("attn.hook_z",)),
         PointKind("attn_out", "hidden", "attention's addition to the stream", ("hook_attn_out",)),
         PointKind("mlp_pre", "intermediate", "MLP before its activation", ("mlp.hook_pre",)),
@@ -116,9 +118,16 @@ class Point:
     @property
     def place(self) -> Place:
         """Where a forward shows it: that of `resid_post.(L-1)` for `resid_pre.L`."""
+        if self.is_summary:
+            return "attn_probs", self.layer
         if self.name != "resid_pre":
             return self.name, self.layer
         return ("resid_post", self.layer - 1) if self.layer else ("embeddings", None)
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether it is computed from an attention map: readable, but nothing to edit."""
+        return self.kind.shape == "head"
 
     @property
     def depth(self) -> int | None:
@@ -169,6 +178,7 @@ def row_shape(point: Point, config: PhiConfig) -> tuple[int, ...] | None:
         "intermediate": (config.intermediate_size,),
         "vocab": (config.vocab_size,),
         "map": None,
+        "head": (config.num_attention_heads,),
     }
     return shapes[point.kind.shape]
 

@@ -1,0 +1,117 @@
+"""Progress: a bar while an extraction runs, and what it came to in the end."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from phiscope.extraction.extractor import Extractor
+from phiscope.extraction.inputs import Row
+from phiscope.runtime import measure_matmul_peak
+from phiscope.store import ShardRecord, StoreWriter
+
+_LONG_ENOUGH = 10.0
+"""Seconds of work from which its speed says something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an extraction came to. Rates are of this run, totals of the whole store."""
+
+    out: Path
+    is_finished: bool
+    num_input_rows: int
+    num_rows: int
+    num_tokens: int
+    num_bad_rows: int
+    num_clamped: int
+    """Values beyond the kept dtype."""
+    num_bytes: int
+    seconds: float
+    tokens_per_second: float
+    peak_share: float | None
+    """Of the machine's matrix products, measured after the run; None for a short one."""
+
+    def __str__(self) -> str:
+        share = "" if self.peak_share is None else f", {self.peak_share:.0%} of the matrix peak"
+        state = "finished" if self.is_finished else "not finished"
+        return (
+            f"{self.out}: {state}, {self.num_rows:,} rows of {self.num_input_rows:,} texts,"
+            f" {self.num_tokens:,} tokens, {self.num_bytes / 1e6:,.1f} MB,"
+            f" {self.num_bad_rows:,} bad rows; {self.seconds:.1f} s,"
+            f" {self.tokens_per_second:,.0f} tokens/s{share}"
+        )
+
+
+class Progress:
+    """Counts what is done; with `shows`, on a bar on stderr after two seconds."""
+
+    def __init__(
+        self, extractor: Extractor, num_rows: int | None = None, *, shows: bool = False
+    ) -> None:
+        self._extractor = extractor
+        self._shows = shows
+        self._bar = tqdm(total=num_rows, unit="row", delay=2, disable=not shows, dynamic_ncols=True)
+        self._began = time.perf_counter()
+        self._forward_tokens = 0
+        self._tokens = 0
+        self._bytes = 0
+
+    def say(self, words: str) -> None:
+        """Words for whoever looks on."""
+        if self._shows:
+            tqdm.write(words, file=self._bar.fp)
+
+    def skip(self, rows: Sequence[Row]) -> None:
+        """Rows that the store has already."""
+        self._bar.update(len(rows))
+
+    def advance(self, _pieces: int, tokens: int) -> None:
+        """A forward was done."""
+        self._forward_tokens += tokens
+        rate = self._forward_tokens / self._elapsed()
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s, {self._bytes / 1e6:,.1f} MB")
+
+    def finish_shard(self, num_rows: int, record: ShardRecord) -> None:
+        """A shard is in the store."""
+        self._tokens += record.num_tokens
+        self._bytes += record.bytes
+        self._bar.update(num_rows)
+
+    def report(self, writer: StoreWriter) -> Report:
+        """Close the bar and add up the store."""
+        self._bar.close()
+        seconds = self._elapsed()
+        records = list(writer.done.values())
+        return Report(
+            out=writer.folder,
+            is_finished=writer.finished,
+            num_input_rows=sum(record.end - record.begin for record in records),
+            num_rows=sum(record.num_rows for record in records),
+            num_tokens=sum(record.num_tokens for record in records),
+            num_bad_rows=sum("error" in entry for r in records for entry in r.errors),
+            num_clamped=sum(sum(record.clamped.values()) for record in records),
+            num_bytes=sum(record.bytes for record in records),
+            seconds=seconds,
+            tokens_per_second=self._tokens / seconds,
+            peak_share=self._measure_share(seconds),
+        )
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _measure_share(self, seconds: float) -> float | None:
+        if seconds < _LONG_ENOUGH or not self._forward_tokens:
+            return None
+        extractor = self._extractor
+        peak = measure_matmul_peak(extractor.device, extractor.model.model.hidden_dtype)
+        return count_matmul_flops(extractor) * self._forward_tokens / seconds / peak
+
+
+def count_matmul_flops(extractor: Extractor) -> int:
+    """Floating-point operations of the blocks' weights for one token."""
+    blocks = extractor.model.model.layers[: extractor.depth]
+    matrices = (p for p in blocks.parameters() if p.ndim == 2)
+    return 2 * sum(matrix.numel() for matrix in matrices)
