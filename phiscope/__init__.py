@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from phiscope.evaluation.likelihood import Score
+    from phiscope.extraction.inputs import Fields
+    from phiscope.extraction.options import ExtractOptions
+    from phiscope.extraction.progress import Report
     from phiscope.generation.completion import Completion
     from phiscope.generation.engine import Engine
     from phiscope.generation.options import GenerationOptions
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from phiscope.packing import Packed, pack
     from phiscope.prompts import FORMATS, PromptFormat
     from phiscope.runtime import MODES, Mode
+    from phiscope.store import Store, open_store
     from phiscope.tokenizer import Tokenizer, load_tokenizer
 
 __version__ = "0.1.0"
@@ -54,6 +58,9 @@ _HOMES = {
         *("TokenizerError", "TrainingError", "UnsupportedError"),
     ),
     "evaluation.likelihood": ("Score",),
+    "extraction.inputs": ("Fields",),
+    "extraction.options": ("ExtractOptions",),
+    "extraction.progress": ("Report",),
     "generation.completion": ("Completion",),
     "generation.engine": ("Engine",),
     "generation.options": ("GenerationOptions",),
@@ -61,6 +68,7 @@ _HOMES = {
     "packing": ("Packed", "pack"),
     "prompts": ("FORMATS", "PromptFormat"),
     "runtime": ("MODES", "Mode"),
+    "store": ("Store", "open_store"),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
 }
 """Where each public name lives."""
@@ -79,6 +87,8 @@ __all__ = [
     "ContextLengthError",
     "Edit",
     "Engine",
+    "ExtractOptions",
+    "Fields",
     "GenerationOptions",
     "HubError",
     "InputError",
@@ -97,8 +107,10 @@ __all__ = [
     "PointError",
     "PromptFormat",
     "Replace",
+    "Report",
     "Scale",
     "Score",
+    "Store",
     "StoreError",
     "Tokenizer",
     "TokenizerError",
@@ -110,6 +122,7 @@ __all__ = [
     "load",
     "load_model",
     "load_tokenizer",
+    "open_store",
     "pack",
     "save_checkpoint",
     "verify",

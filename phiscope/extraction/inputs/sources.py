@@ -5,6 +5,7 @@ no parsing. The source calls them, and makes each a `Row`.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -89,8 +90,7 @@ class Source:
         self._items = None  # after an error nothing may go on as if the input had ended
         unread = next(itertools.islice(items, index - self._position, None), None)
         self._items = items
-        if unread is not None:
-            self._position = index + 1
+        self._position = index if unread is None else index + 1
         return unread
 
     def _read(self, index: int, unread: Unread) -> Row:
@@ -111,10 +111,13 @@ class Source:
     def _choose_fields(self, fields: Fields) -> Fields:
         if self._reader.columns is not None:
             return _choose_by_types(self.name, fields, self._reader.columns)
-        samples = self._reader.open(0, ())
+        items = self._reader.open(0, ())
+        samples: Iterator[Unread] = itertools.islice(items, _NUM_SAMPLES)
         if not self.repeatable:
-            self._items, samples = itertools.tee(samples)
-        return _choose_by_samples(self.name, fields, itertools.islice(samples, _NUM_SAMPLES))
+            taken: deque[Unread] = deque()
+            self._items = itertools.chain(_drain(taken), items)
+            samples = _note_taken(samples, taken)
+        return _choose_by_samples(self.name, fields, samples)
 
 
 @contextmanager
@@ -131,6 +134,17 @@ def reading(name: object) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
+
+
+def _note_taken(items: Iterable[Unread], taken: deque[Unread]) -> Iterator[Unread]:
+    for item in items:
+        taken.append(item)
+        yield item
+
+
+def _drain(taken: deque[Unread]) -> Iterator[Unread]:
+    while taken:
+        yield taken.popleft()
 
 
 def _list_wanted(fields: Fields, columns: Iterable[str]) -> list[str]:
@@ -151,21 +165,16 @@ def _choose_by_types(name: str, fields: Fields, columns: Mapping[str, bool]) -> 
 def _choose_by_samples(name: str, fields: Fields, samples: Iterable[Unread]) -> Fields:
     """Choose by the first rows that can be read, as many as it takes to be certain."""
     columns: dict[str, bool] = {}
-    faults, num_sound = [], 0
-    for unread in samples:
-        try:
-            record = unread()
-        except BadRowError as error:
-            faults.append(str(error))
-            continue
-        num_sound += 1
-        _note_columns(record, columns)
-        is_plain = not isinstance(record, Mapping)
-        if fields.is_settled_by(columns) or (is_plain and not fields.names):
+    has_rows = False
+    for record in _read_sound(name, samples):
+        has_rows = True
+        if isinstance(record, Mapping):
+            _note_columns(record, columns)
+        elif not fields.names:
             break
-    if len(faults) == _NUM_SAMPLES:
-        raise InputError(f"{name}: the first {_NUM_SAMPLES} rows are bad, row 0: {faults[0]}")
-    if not columns and (not fields.names or not num_sound):
+        if fields.is_settled_by(columns):
+            break
+    if not columns and not (fields.names and has_rows):
         return fields
     chosen = choose_columns(fields, columns)
     if chosen is None:
@@ -173,8 +182,19 @@ def _choose_by_samples(name: str, fields: Fields, samples: Iterable[Unread]) -> 
     return chosen
 
 
-def _note_columns(record: object, columns: dict[str, bool]) -> None:
-    """Add a record's columns, and which of them have held strings; plain texts have none."""
-    if isinstance(record, Mapping):
-        for column, value in record.items():
-            columns[column] = columns.get(column, False) or isinstance(value, str | bytes)
+def _read_sound(name: str, samples: Iterable[Unread]) -> Iterator[object]:
+    """The samples that can be read; `InputError` if there are many and none can."""
+    faults = []
+    for unread in samples:
+        try:
+            yield unread()
+        except BadRowError as error:
+            faults.append(str(error))
+    if len(faults) == _NUM_SAMPLES:
+        raise InputError(f"{name}: the first {_NUM_SAMPLES} rows are bad, row 0: {faults[0]}")
+
+
+def _note_columns(record: Mapping[str, object], columns: dict[str, bool]) -> None:
+    """Add a record's columns, and which of them have held strings."""
+    for column, value in record.items():
+        columns[column] = columns.get(column, False) or isinstance(value, str | bytes)
