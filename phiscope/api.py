@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phiscope.activations.capture import CapturePlan, make_step_plan
-from phiscope.activations.conventions import Convention, convention_points
+from phiscope.activations.conventions import Convention, arrange_states, choose_states
 from phiscope.activations.edits import Add, Edit
 from phiscope.activations.forward import capture_batches
 from phiscope.activations.inspection import make_inspection
@@ -29,9 +29,7 @@ from phiscope.activations.points import Point, PointSpec, resolve_points, transf
 from phiscope.activations.pooling import REDUCERS
 from phiscope.activations.pooling import normalize as unit_rows
 from phiscope.cache import KVCache
-from phiscope.checkpoint import load_model
-from phiscope.checkpoint.hub import resolve
-from phiscope.config import PhiConfig, read_config
+from phiscope.config import PhiConfig
 from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
@@ -43,12 +41,12 @@ from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
 from phiscope.generation.task import Inspect
 from phiscope.model import PhiForCausalLM
+from phiscope.opening import open_model
 from phiscope.packing import Packed
 from phiscope.prompts import select_format
-from phiscope.runtime import Mode, fit_slots, select_mode
+from phiscope.runtime import Mode, fit_slots
 from phiscope.texts import Text, list_texts, read_text
-from phiscope.tokenizer import Tokenizer, load_tokenizer
-from phiscope.wide import widen
+from phiscope.tokenizer import Tokenizer
 
 Turns = Sequence[tuple[str, str]]
 """What was asked before, and what was answered."""
@@ -75,17 +73,14 @@ def load(
     Raises `HubError`, `ConfigError`, `CheckpointError` or `TokenizerError` for what cannot be
     opened and `UnsupportedError` for a mode that this machine lacks.
     """
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    folder = resolve(str(name), revision=revision)
-    config = read_config(folder)
-    chosen = select_mode(mode, num_parameters=config.num_parameters)
-    tokenizer = load_tokenizer(folder, config)
-    model = load_model(
-        folder, dtype=chosen.dtype, device=chosen.device, layers=layers, progress=progress
+    model, tokenizer, chosen = open_model(
+        name,
+        mode=mode,
+        layers=layers,
+        revision=revision,
+        num_threads=num_threads,
+        progress=progress,
     )
-    model = widen(model) if chosen.is_wide else model
-    model.set_attention(chosen.attention)
     return Phi(model, tokenizer, chosen)
 
 
@@ -208,12 +203,12 @@ class Phi:
         """
         if isinstance(layers, int):
             raise TypeError(f"layers is a list of numbers, got {layers}: write [{layers}]")
-        points = self._state_points(layers, convention)
+        points = choose_states(convention, self.config.num_hidden_layers, layers)
         items, is_one = list_texts(texts)
         acts = self.capture(items, points)
         names = [str(point) for point in points]
         rows = zip(*(acts[name] for name in names), strict=True)  # a layer may be named twice
-        states = [_arrange(names, row, convention) for row in rows]
+        states = [arrange_states(convention, names, row) for row in rows]
         return states[0] if is_one else states
 
     def embed(
@@ -354,14 +349,6 @@ class Phi:
     def _read_one(self, text: Text) -> Sequence[int] | Tensor:
         return read_text(text, self.tokenizer, self.config)
 
-    def _state_points(self, layers: Sequence[int] | None, convention: Convention) -> list[Point]:
-        points = convention_points(convention, self.config.num_hidden_layers)
-        if layers is not None:
-            if convention != "transformers":
-                raise ValueError(f"layers= belongs to convention 'transformers', not {convention}")
-            points = [transformers_state(i, self.config.num_hidden_layers) for i in layers]
-        return points
-
     def _capture_rows(
         self, prompts: Sequence[Sequence[int] | Tensor], points: Sequence[Point]
     ) -> dict[str, Any]:
@@ -400,13 +387,6 @@ def _plan_step(
 ) -> CapturePlan:
     """What the engine calls for each forward; it passes on the inspections made here."""
     return make_step_plan(packed, cast(Any, inspections), logit_rows=logit_rows)
-
-
-def _arrange(names: Sequence[str], row: Sequence[Tensor], convention: Convention) -> Any:
-    if convention == "points":
-        return dict(zip(names, row, strict=True))
-    states = torch.stack(list(row))
-    return states[0] if convention == "last_block" else states
 
 
 def _texts(request: Request) -> Iterator[str]:

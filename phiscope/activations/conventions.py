@@ -6,8 +6,9 @@ stream after the last block and before the final norm. `points`: each by its own
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from phiscope.activations.points import Point, resolve_points, transformers_state
@@ -42,6 +43,26 @@ def convention_points(convention: str, num_layers: int) -> list[Point]:
     if convention not in CONVENTIONS:
         raise ValueError(f"no convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
     return CONVENTIONS[convention](num_layers)
+
+
+def choose_states(
+    convention: str, num_layers: int, layers: Sequence[int] | None = None
+) -> list[Point]:
+    """What to capture for a convention; `layers` picks some states of transformers' tuple."""
+    points = convention_points(convention, num_layers)
+    if layers is None:
+        return points
+    if convention != "transformers":
+        raise ValueError(f"layers= belongs to convention 'transformers', not {convention}")
+    return [transformers_state(index, num_layers) for index in layers]
+
+
+def arrange_states(convention: str, names: Sequence[str], rows: Sequence[Tensor]) -> Any:
+    """One text's captured rows as the convention has them: see `phiscope.Phi.hidden_states`."""
+    if convention == "points":
+        return dict(zip(names, rows, strict=True))
+    states = torch.stack(list(rows))
+    return states[0] if convention == "last_block" else states
 
 
 def as_transformers(rows: Mapping[str, Tensor], num_layers: int) -> tuple[Tensor, ...]:
