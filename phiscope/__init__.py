@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from phiscope.extraction.inputs import Fields
     from phiscope.extraction.options import ExtractOptions
     from phiscope.extraction.progress import Report
+    from phiscope.extraction.statistics import PointStatistics
     from phiscope.generation.completion import Completion
     from phiscope.generation.engine import Engine
     from phiscope.generation.options import GenerationOptions
@@ -61,6 +62,7 @@ _HOMES = {
     "extraction.inputs": ("Fields",),
     "extraction.options": ("ExtractOptions",),
     "extraction.progress": ("Report",),
+    "extraction.statistics": ("PointStatistics",),
     "generation.completion": ("Completion",),
     "generation.engine": ("Engine",),
     "generation.options": ("GenerationOptions",),
@@ -105,6 +107,7 @@ __all__ = [
     "PhiscopeError",
     "Point",
     "PointError",
+    "PointStatistics",
     "PromptFormat",
     "Replace",
     "Report",

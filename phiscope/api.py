@@ -22,10 +22,9 @@ from torch import Tensor
 from phiscope.activations.capture import CapturePlan, make_step_plan
 from phiscope.activations.conventions import Convention, arrange_states, choose_states
 from phiscope.activations.edits import Add, Edit
-from phiscope.activations.forward import capture_batches
+from phiscope.activations.forward import capture_pooled, capture_rows
 from phiscope.activations.inspection import make_inspection
-from phiscope.activations.keeping import Keep
-from phiscope.activations.points import Point, PointSpec, resolve_points, transformers_state
+from phiscope.activations.points import PointSpec, resolve_points, transformers_state
 from phiscope.activations.pooling import REDUCERS
 from phiscope.activations.pooling import normalize as unit_rows
 from phiscope.cache import KVCache
@@ -34,6 +33,7 @@ from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
 from phiscope.extraction.job import Job, run_job
+from phiscope.extraction.measuring import Measured, measure
 from phiscope.extraction.options import make_options
 from phiscope.extraction.progress import Progress, Report
 from phiscope.generation.engine import Engine
@@ -178,11 +178,11 @@ class Phi:
         prompts = self._read(texts)
         wanted = resolve_points(points, self.config.num_hidden_layers, self._loaded_layers)
         if pool is None:
-            return self._capture_rows(prompts, wanted)
+            return capture_rows(self.model, prompts, wanted, self._edits, TOKEN_BUDGET)
         reducers = (pool,) if isinstance(pool, str) else tuple(pool)
         if not reducers:
             raise ValueError(f"pool= names no reducer; choose from {', '.join(REDUCERS)}, or None")
-        pooled = self._capture_pooled(prompts, wanted, reducers)
+        pooled = capture_pooled(self.model, prompts, wanted, reducers, self._edits, TOKEN_BUDGET)
         if isinstance(pool, str):
             return {point: vectors for (point, _), vectors in pooled.items()}
         return {f"{point}.{reducer}": vectors for (point, reducer), vectors in pooled.items()}
@@ -262,8 +262,38 @@ class Phi:
             source=open_source(data, fields or Fields(), format=format),
             out=Path(out),
             part=part,
+            verify=verify,
         )
         return run_job(job, resume=resume, progress=Progress(job.extractor, shows=progress))
+
+    def extract_statistics(
+        self,
+        data: Any,
+        out: str | Path,
+        *,
+        points: PointSpec,
+        pool: str | Sequence[str] | None = None,
+        diagonal: bool = False,
+        fields: Fields | None = None,
+        format: str | None = None,
+        part: tuple[int, int] | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Measured:
+        """As `extract`, but keep count, mean, covariance and class means in the file `out`.
+
+        Classes are named by the column `fields.label`. `diagonal` keeps variances in place of
+        covariances. `phiscope.PointStatistics.load(out)` reads them.
+        """
+        options = make_options(points=points, pool=pool, **{"dtype": "float32", **settings})
+        job = Job(
+            extractor=Extractor(self.model, self.tokenizer, options, self._edits),
+            source=open_source(data, fields or Fields(), format=format),
+            out=Path(out),
+            part=part,
+        )
+        shown = Progress(job.extractor, shows=progress)
+        return measure(job, diagonal=diagonal, progress=shown)
 
     def score(self, text: str | Sequence[int]) -> Score:
         """The log-probability of every token of a text but its first, which nothing precedes."""
@@ -348,38 +378,6 @@ class Phi:
 
     def _read_one(self, text: Text) -> Sequence[int] | Tensor:
         return read_text(text, self.tokenizer, self.config)
-
-    def _capture_rows(
-        self, prompts: Sequence[Sequence[int] | Tensor], points: Sequence[Point]
-    ) -> dict[str, Any]:
-        rows: dict[str, list[Any]] = {str(point): [None] * len(prompts) for point in points}
-        for batch, plan in self._batches(prompts, points, Keep()):
-            for sequence, row in enumerate(batch):
-                for name, tensor in plan.rows(sequence).items():
-                    rows[name][row] = tensor
-        return rows
-
-    def _capture_pooled(
-        self,
-        prompts: Sequence[Sequence[int] | Tensor],
-        points: Sequence[Point],
-        reducers: tuple[str, ...],
-    ) -> dict[tuple[str, str], Tensor]:
-        order: list[int] = []
-        parts: dict[tuple[str, str], list[Tensor]] = {}
-        for batch, plan in self._batches(prompts, points, Keep(reducers=reducers)):
-            order += batch
-            for name, vectors in plan.pooled().items():
-                parts.setdefault(name, []).append(vectors)
-        places = torch.tensor(order).argsort()
-        return {name: torch.cat(pieces)[places] for name, pieces in parts.items()}
-
-    def _batches(
-        self, prompts: Sequence[Sequence[int] | Tensor], points: Sequence[Point], keep: Keep
-    ) -> Iterator[Any]:
-        return capture_batches(
-            self.model, prompts, points, edits=self._edits, keep=keep, token_budget=TOKEN_BUDGET
-        )
 
 
 def _plan_step(

@@ -42,6 +42,46 @@ def capture_batches(
     return _run_batches(model, prompts, batches, points, edits, keep)
 
 
+def capture_rows(
+    model: PhiForCausalLM,
+    prompts: Sequence[Prompt],
+    points: Sequence[Point],
+    edits: Sequence[Edit],
+    token_budget: int,
+) -> dict[str, list[Tensor]]:
+    """For each point the rows (T, ...) of every prompt, in their order."""
+    rows: dict[str, dict[int, Tensor]] = {str(point): {} for point in points}
+    for batch, plan in capture_batches(
+        model, prompts, points, edits=edits, token_budget=token_budget
+    ):
+        for sequence, row in enumerate(batch):
+            for name, tensor in plan.rows(sequence).items():
+                rows[name][row] = tensor
+    return {name: [found[row] for row in range(len(prompts))] for name, found in rows.items()}
+
+
+def capture_pooled(
+    model: PhiForCausalLM,
+    prompts: Sequence[Prompt],
+    points: Sequence[Point],
+    reducers: tuple[str, ...],
+    edits: Sequence[Edit],
+    token_budget: int,
+) -> dict[tuple[str, str], Tensor]:
+    """For each point and reducer one tensor (prompts, ...) in fp32."""
+    order: list[int] = []
+    parts: dict[tuple[str, str], list[Tensor]] = {}
+    keep = Keep(reducers=reducers)
+    for batch, plan in capture_batches(
+        model, prompts, points, edits=edits, keep=keep, token_budget=token_budget
+    ):
+        order += batch
+        for name, vectors in plan.pooled().items():
+            parts.setdefault(name, []).append(vectors)
+    places = torch.tensor(order).argsort()
+    return {name: torch.cat(pieces)[places] for name, pieces in parts.items()}
+
+
 def run(model: PhiForCausalLM, inputs: Tensor, packed: Packed, plan: CapturePlan) -> None:
     """One forward for its plan alone: the head is computed only if logits are wanted."""
     with torch.inference_mode():

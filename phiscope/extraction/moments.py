@@ -63,8 +63,8 @@ class Moments:
         """Add all rows that another has seen."""
         if self.kind != other.kind:
             raise ValueError(f"cannot merge moments of {other.kind} into those of {self.kind}")
-        self._settle()
-        other._settle()
+        self.settle()
+        other.settle()
         self._add(other._total, other._scatter)
         for name, mean in other._classes.items():
             self._class(name).add(mean)
@@ -81,13 +81,13 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """(width,) fp64."""
-        self._settle(at_least=1)
+        self.settle(at_least=1)
         return self._total.mean.clone()
 
     @property
     def variance(self) -> Tensor:
         """(width,) fp64, divided by n - 1."""
-        self._settle(at_least=2)
+        self.settle(at_least=2)
         scatter = self._scatter if self.diagonal else self._scatter.diagonal()
         return scatter / (self.count - 1)
 
@@ -95,18 +95,18 @@ class Moments:
     def covariance(self) -> Tensor:
         """(width, width) fp64, divided by n - 1 as `numpy.cov` does."""
         self._refuse_diagonal()
-        self._settle(at_least=2)
+        self.settle(at_least=2)
         return self._scatter / (self.count - 1)
 
     @property
     def class_counts(self) -> dict[str, int]:
-        self._settle()
+        self.settle()
         return {name: mean.count for name, mean in self._classes.items()}
 
     @property
     def class_means(self) -> dict[str, Tensor]:
         """(width,) fp64 of each class, in the order in which the classes were first seen."""
-        self._settle()
+        self.settle()
         return {name: mean.mean.clone() for name, mean in self._classes.items()}
 
     @property
@@ -127,7 +127,7 @@ class Moments:
 
     def state(self) -> dict[str, Tensor]:
         """All there is but the classes' names, as tensors that are not copied."""
-        self._settle()
+        self.settle()
         means = [mean.mean for mean in self._classes.values()]
         counts = [mean.count for mean in self._classes.values()]
         return {
@@ -158,7 +158,7 @@ class Moments:
             self._fold(rows[begin:end], labels[begin:end])
         self._pieces, self._labels = [rows[whole:].clone()], labels[whole:]
 
-    def _settle(self, at_least: int = 0) -> None:
+    def settle(self, at_least: int = 0) -> None:
         """Fold the block that is being filled, and refuse if there were too few rows."""
         if self._labels:
             self._fold(torch.cat(self._pieces), self._labels)
@@ -196,7 +196,7 @@ class Moments:
 
     def _scatter_within(self) -> Tensor:
         """The scatter about the class means; `ValueError` if rows are of no class."""
-        self._settle()
+        self.settle()
         unnamed = self.count - sum(self.class_counts.values())
         if unnamed or self.count <= len(self._classes):
             raise ValueError(

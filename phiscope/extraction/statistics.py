@@ -36,6 +36,8 @@ class PointStatistics:
         """What was measured: JSON of the caller's; only statistics of one job merge."""
         self.ranges: tuple[Range, ...] = ()
         """The input rows [begin, end) that were counted, ascending."""
+        self.trail: dict[str, Any] = {}
+        """What a job that goes on wants to know of what was done; a merge leaves it out."""
 
     def __getitem__(self, column: str) -> Moments:
         if column not in self.columns:
@@ -54,6 +56,15 @@ class PointStatistics:
                 raise ValueError(f"{len(piece)} rows of {name} came with {len(named)} labels")
         for name, piece in pieces.items():
             self[name].update(piece, named)
+
+    def covers(self, row: int) -> bool:
+        """Whether an input row is counted."""
+        return any(begin <= row < end for begin, end in self.ranges)
+
+    def settle(self) -> None:
+        """Close each column's block, so that saving here or later gives the same bits."""
+        for moments in self.columns.values():
+            moments.settle()
 
     def cover(self, begin: int, end: int) -> None:
         """Note that the input rows [begin, end) are counted; `StoreError` if some were before."""
@@ -78,14 +89,14 @@ class PointStatistics:
 
         This closes each column's block: a run that saves at the same rows gives the same bits.
         """
-        write_statistics(path, self.columns, self.job, self.ranges)
+        write_statistics(path, self.columns, self.job, self.ranges, self.trail)
 
     @classmethod
     def load(cls, path: Path) -> "PointStatistics":
         """Read what `save` wrote; `StoreError` for anything else."""
         with StatisticsFile(path) as file:
             statistics = cls({name: file.read(name) for name in file.columns}, file.job)
-            statistics.ranges = file.ranges
+            statistics.ranges, statistics.trail = file.ranges, file.trail
             return statistics
 
     def merge_file(self, path: Path) -> None:

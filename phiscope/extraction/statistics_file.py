@@ -30,7 +30,11 @@ _TENSORS = ("count", "mean", "scatter", "class_counts", "class_means")
 
 
 def write_statistics(
-    path: Path, columns: Mapping[str, Moments], job: Mapping[str, Any], ranges: Iterable[Range]
+    path: Path,
+    columns: Mapping[str, Moments],
+    job: Mapping[str, Any],
+    ranges: Iterable[Range],
+    trail: Mapping[str, Any],
 ) -> None:
     """Write a file whole or not at all; its bytes depend on what is given alone."""
     entries = {
@@ -43,6 +47,7 @@ def write_statistics(
         "version": str(VERSION),
         "job": json.dumps(job, sort_keys=True),
         "ranges": json.dumps(list(ranges)),
+        "trail": json.dumps(trail, sort_keys=True),
         "columns": json.dumps({name: list(each.class_counts) for name, each in columns.items()}),
     }
     write_tensor_file(path, entries, metadata)
@@ -99,6 +104,7 @@ class StatisticsFile:
         self.job: dict[str, Any] = dict(json.loads(metadata["job"]))
         ranges = [(int(begin), int(end)) for begin, end in json.loads(metadata["ranges"])]
         self.ranges = join_ranges((), ranges)
+        self.trail: dict[str, Any] = dict(json.loads(metadata["trail"]))
         self.columns: dict[str, list[str]] = dict(json.loads(metadata["columns"]))
         """The classes of each column."""
         if not self.columns:
