@@ -22,5 +22,7 @@ class Plan(Protocol):
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """See the tensor at a point and return it, or what shall stand there instead.
 
+        What is to be kept must be copied: the forward may overwrite the tensor afterwards.
+
         `sequence` is given for attention maps (heads, T, K), which come per sequence.
         """

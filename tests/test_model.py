@@ -261,3 +261,10 @@ def test_attention_dropout_is_refused_in_training_rather_than_ignored():
     model(random_ids(4), pack_lengths([4]))
     with pytest.raises(UnsupportedError, match="attention dropout"):
         model.train()(random_ids(4), pack_lengths([4]))
+
+
+def test_inference_mode_changes_no_result():
+    model, ids = make_model(SMALL), random_ids(9)
+    with torch.inference_mode():
+        fast = model(ids, pack_lengths([4, 5]))
+    torch.testing.assert_close(fast, model(ids, pack_lengths([4, 5])), rtol=0, atol=1e-12)
