@@ -39,12 +39,11 @@ class ColumnView:
         if isinstance(rows, slice):
             begin, end, step = rows.indices(len(self))
             return self._join(begin, end) if step == 1 else self._take(np.arange(begin, end, step))
-        if isinstance(rows, SupportsIndex):
-            row = int(self._check(np.array([rows.__index__()]))[0])
-            values: Array = self._join(row, row + 1)[0]
-            return values
-        chosen = np.asarray(rows)
-        return self._take(self._check(np.flatnonzero(chosen) if chosen.dtype == bool else chosen))
+        chosen = self._check(np.asarray(rows))
+        if chosen.ndim:
+            return self._take(chosen)
+        values: Array = self._join(int(chosen), int(chosen) + 1)[0]
+        return values
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         values = self.numpy()
@@ -63,7 +62,7 @@ class ColumnView:
         return widen(self[rows], self.column.dtype)
 
     def _chunk(self, place: int) -> Array:
-        return self._shards.array(place, self.column.name, self.dtype, self.column.shape)
+        return self._shards.array(place, self.column)
 
     def _join(self, begin: int, end: int) -> Array:
         """Consecutive rows."""
@@ -88,18 +87,20 @@ class ColumnView:
         return values
 
     def _check(self, rows: Array) -> Array:
-        """The rows counted from the start; `IndexError` for one that does not exist."""
-        if rows.ndim != 1 or (len(rows) and rows.dtype.kind not in "iu"):
-            raise IndexError(f"rows are chosen by whole numbers in one dimension, got {rows!r}")
+        """Rows or one row, counted from the start; `IndexError` for one that does not exist."""
+        if rows.dtype == bool and rows.shape == (len(self),):
+            return np.flatnonzero(rows)
+        if rows.ndim > 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise IndexError(f"rows are a mask of all, or whole numbers in a line, got {rows!r}")
         counted = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
         wrong = rows[(counted < 0) | (counted >= len(self))]
-        if len(wrong):
-            raise IndexError(f"row {wrong[0]} is not within the {len(self)} rows")
+        if wrong.size:
+            raise IndexError(f"row {wrong.flat[0]} is not within the {len(self)} rows")
         return counted
 
 
 def widen(values: Array, dtype: str) -> Array:
-    """Values of a column's dtype as float32."""
+    """Values of a column's dtype as float32; those that are stay where they are."""
     if dtype == "bfloat16":  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    return values.astype(np.float32, copy=False)

@@ -29,6 +29,8 @@ class StoreHeader:
             raise ValueError(f"a shard needs at least one row, got {self.shard_size}")
         for name in ("job", "notes"):
             plain = json.loads(json.dumps(getattr(self, name), allow_nan=False))
+            if not isinstance(plain, dict):
+                raise ValueError(f"the {name} must be a JSON object, got {plain!r}")
             object.__setattr__(self, name, plain)  # as it comes back from a file
 
     def to_json(self) -> dict[str, Any]:
@@ -45,7 +47,7 @@ class StoreHeader:
         if difference:
             raise StoreError(
                 f"{folder} belongs to another job: {difference.name}: the store has "
-                f"{_show(difference.stored)}, this job has {_show(difference.wanted)}; "
+                f"{show(difference.stored)}, this job has {show(difference.wanted)}; "
                 "give another folder"
             )
 
@@ -102,6 +104,7 @@ def _show_all(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A JSON value in an error."""
     text = "nothing" if value is None else _show_all(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

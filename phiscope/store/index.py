@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +16,10 @@ _NUM_NAMED = 5
 class TextIndex:
     """The ids of the texts in the store's order, and the rows of each."""
 
-    def __init__(self, ids: list[str], starts: list[int], num_rows: int) -> None:
+    def __init__(self, ids: list[str], bounds: Array) -> None:
+        """`bounds`: the first row of each text, and the number of rows."""
         self.ids = ids
-        self._spans = [slice(*span) for span in pairwise([*starts, num_rows])]
+        self._bounds = bounds
         self._places = {name: place for place, name in enumerate(ids)}
         self._twice = len(self._places) < len(ids)
 
@@ -29,45 +29,54 @@ class TextIndex:
         if place is None:
             raise StoreError(f"no text {name!r} in the store; {name_choices(name, self.ids)}")
         if self._twice and self.ids.index(name) != place:
-            first = self._spans[self.ids.index(name)].start
+            rows = f"{self._bounds[self.ids.index(name)]} and {self._bounds[place]}"
             raise StoreError(
-                f"several texts have the id {name!r}, as those at rows {first} and "
-                f"{self._spans[place].start}; read them by row"
+                f"several texts have the id {name!r}, as those at rows {rows}; read them by row"
             )
-        return self._spans[place]
+        return slice(int(self._bounds[place]), int(self._bounds[place + 1]))
 
 
 def index_texts(batches: Iterable[pa.RecordBatch]) -> TextIndex:
     """One row per text."""
-    ids = [name for batch in batches for name in batch.column("id").to_pylist()]
-    return TextIndex(ids, list(range(len(ids))), len(ids))
+    ids = [name for batch in batches for name in _read_ids(batch).to_pylist()]
+    return TextIndex(ids, np.arange(len(ids) + 1))
 
 
 def index_tokens(batches: Iterable[pa.RecordBatch]) -> TextIndex:
     """One row per token: a text starts where the id changes, or the position does not grow."""
     ids: list[str] = []
-    starts: list[int] = []
+    starts: list[Array] = []
     num_rows, last_id, last_position = 0, None, -1
     for batch in batches:
-        names, positions = batch.column("id"), batch.column("pos").to_numpy()
+        names, positions = _read_ids(batch), batch.column("pos").to_numpy()
         goes_on = names[0].as_py() == last_id and positions[0] > last_position
         begins = np.append(not goes_on, _find_changes(names) | (np.diff(positions) <= 0))
         places = np.flatnonzero(begins)
         ids += names.take(pa.array(places)).to_pylist()
-        starts += (places + num_rows).tolist()
+        starts.append(places + num_rows)
         num_rows += len(names)
         last_id, last_position = names[-1].as_py(), int(positions[-1])
-    return TextIndex(ids, starts, num_rows)
+    return TextIndex(ids, np.concatenate([*starts, [num_rows]]))
 
 
 def name_choices(wanted: str, known: Iterable[str]) -> str:
     """A hint which of the known names were meant."""
     names = list(known)
     close = get_close_matches(wanted, names[:10_000], n=_NUM_NAMED, cutoff=0.5)
-    shown = close or names[:_NUM_NAMED]
-    more = ", ..." if len(names) > len(shown) else ""
-    verb = "did you mean" if close else "there is"
-    return f"{verb} {', '.join(map(repr, shown))}{more}" if shown else "it is empty"
+    if close:
+        return f"did you mean {', '.join(map(repr, close))}"
+    more = ", ..." if len(names) > _NUM_NAMED else ""
+    return f"there is {', '.join(map(repr, names[:_NUM_NAMED])) or 'none'}{more}"
+
+
+def _read_ids(batch: pa.RecordBatch) -> pa.Array:
+    """The ids, which are sure to be strings: a damaged one could lead outside the map."""
+    names = batch.column("id")
+    try:
+        names.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"the ids of the store are damaged: {error}; check the store") from error
+    return names
 
 
 def _find_changes(names: pa.Array) -> Array:

@@ -50,9 +50,8 @@ class Journal:
         self._sound = True
 
     def cut(self, end: int) -> None:
-        """Remove what comes after byte `end`."""
+        """Remove what comes after byte `end`; a crash may bring it back, torn as it was."""
         self._disk.truncate(self.path, self._file, end)
-        self._disk.sync(self.path, self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -84,8 +83,7 @@ def _collect(lines: list[dict[str, Any]], end: int) -> Entries:
         if "shard" in line:
             record = read_record(line["shard"])
             records[record.number] = record
-        else:
-            num_shards = line.get("num_shards")
+        num_shards = line.get("num_shards", num_shards)
     return Entries(header=header, records=records, num_shards=num_shards, end=end)
 
 

@@ -14,7 +14,7 @@ from phiscope.errors import StoreError
 from phiscope.store.disk import Disk
 from phiscope.store.folder import ERRORS_NAME, JOURNAL_NAME, MANIFEST_NAME, data_name
 from phiscope.store.header import StoreHeader
-from phiscope.store.records import ShardRecord
+from phiscope.store.records import ShardRecord, read_record
 from phiscope.strict import read_json_object
 
 MAX_MANIFEST_BYTES = 2**30
@@ -56,6 +56,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if {name: value.get(name) for name in _FORMAT} != _FORMAT:
         raise StoreError(f"{path} is no manifest that this version of phiscope can read")
     return value
+
+
+def read_records(manifest: Mapping[str, Any]) -> list[ShardRecord]:
+    """The shards of a finished store, in order; `StoreError` if the manifest has no such list."""
+    values, batch_rows = manifest.get("shards"), manifest.get("batch_rows")
+    if not isinstance(values, list) or type(batch_rows) is not int or batch_rows < 1:
+        raise StoreError(f"the manifest lacks shards or batch_rows; its keys are {list(manifest)}")
+    return [read_record(value) for value in values]
 
 
 def set_verification(folder: Path, value: Mapping[str, Any], disk: Disk | None = None) -> None:

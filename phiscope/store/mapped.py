@@ -16,7 +16,7 @@ import pyarrow as pa
 from phiscope.errors import StoreError
 from phiscope.store.folder import data_name
 from phiscope.store.records import ShardRecord
-from phiscope.store.schema import Schema
+from phiscope.store.schema import Column, Schema
 from phiscope.store.scratch import Array
 
 
@@ -45,8 +45,11 @@ class MappedShards:
         self, folder: Path, schema: Schema, batch_rows: int, records: Sequence[ShardRecord]
     ) -> None:
         self.paths = [folder / data_name(k, len(records)) for k in range(len(records))]
+        smallest = 4 + sum(column.row_bytes for column in schema.columns)
         for path, record in zip(self.paths, records, strict=True):
             check_size(path, record)
+            if record.num_rows * smallest > record.bytes:
+                raise StoreError(f"{path} is too short for the {record.num_rows:,} rows on record")
         self._schema = schema.arrow()
         self._lengths = [_split(record.num_rows, batch_rows) for record in records]
         self._places = [(k, i) for k, sizes in enumerate(self._lengths) for i in range(len(sizes))]
@@ -63,19 +66,22 @@ class MappedShards:
         shard, i = self._places[place]
         return self._map(shard).batches[i]
 
-    def array(self, place: int, column: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    def array(self, place: int, column: Column) -> Array:
         """A batch's rows (n, *shape) of a column of numbers, read-only, over the file."""
-        data = self.batch(place).column(column).buffers()[-1]
-        length = int(self.bounds[place + 1] - self.bounds[place])
-        count = length * int(np.prod(shape, dtype=np.int64))
-        return np.frombuffer(data, dtype, count).reshape(length, *shape)
+        data = self.batch(place).column(column.name).buffers()[-1]
+        length = self._length(place)
+        flat = np.frombuffer(data, column.numpy_dtype, length * column.width)
+        return flat.reshape(length, *column.shape)
 
-    def span(self, place: int, column: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Span:
+    def span(self, place: int, column: Column) -> Span:
         """Where those rows lie."""
+        data = self.batch(place).column(column.name).buffers()[-1]
         mapped = self._map(self._places[place][0])
-        data = self.batch(place).column(column).buffers()[-1]
-        length = int(self.bounds[place + 1] - self.bounds[place])
-        return Span(mapped.path, data.address - mapped.address, dtype, (length, *shape))
+        shape = (self._length(place), *column.shape)
+        return Span(mapped.path, data.address - mapped.address, column.numpy_dtype, shape)
+
+    def _length(self, place: int) -> int:
+        return int(self.bounds[place + 1] - self.bounds[place])
 
     def _map(self, shard: int) -> MappedShard:
         if shard not in self._open:

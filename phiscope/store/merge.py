@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from phiscope.errors import StoreError
 from phiscope.store.disk import Disk, make_error
 from phiscope.store.folder import locate_shards, shard_name, survey
-from phiscope.store.header import StoreHeader
+from phiscope.store.header import StoreHeader, show
 from phiscope.store.journal import Entries, read_journal
 from phiscope.store.lock import check_unlocked
 from phiscope.store.records import ShardRecord
@@ -28,7 +28,7 @@ _NUM_NAMED = 10
 class _Source(NamedTuple):
     """A shard in a part."""
 
-    folder: Path
+    path: Path
     record: ShardRecord
 
 
@@ -59,8 +59,11 @@ def merge_stores(
         resume=True,
         disk=disk,
     ) as writer:
+        _check_target(writer, sources)
         for source in sources:
-            _take_over(source, writer, disk)
+            if source.record.number not in writer.done:
+                _copy_shard(source, out, disk)
+                writer.record(source.record)
         writer.finish(extra=extra)
 
 
@@ -79,7 +82,7 @@ def _find_header(entries: Mapping[Path, Entries]) -> StoreHeader:
         if difference:
             raise StoreError(
                 f"{first} and {folder} are of different jobs: {difference.name} is "
-                f"{difference.wanted!r} there and {difference.stored!r} here"
+                f"{show(difference.wanted)} there and {show(difference.stored)} here"
             )
     return one.header
 
@@ -89,10 +92,12 @@ def _choose_sources(entries: Mapping[Path, Entries]) -> list[_Source]:
     num_shards = _find_num_shards(entries)
     chosen: dict[int, _Source] = {}
     for folder, part in entries.items():
+        files = locate_shards(folder)
         for number, record in part.records.items():
-            source = chosen.setdefault(number, _Source(folder, record))
+            path = files.get(number, folder / shard_name(number))
+            source = chosen.setdefault(number, _Source(path, record))
             if source.record != record:
-                raise StoreError(f"shard {number} of {folder} differs from {source.folder}'s")
+                raise StoreError(f"{path} and {source.path} differ, though of one shard")
     missing = [str(number) for number in range(num_shards) if number not in chosen]
     if missing:
         more = ", ..." if len(missing) > _NUM_NAMED else ""
@@ -110,24 +115,22 @@ def _find_num_shards(entries: Mapping[Path, Entries]) -> int:
     if not said:
         raise StoreError("no part knows the number of shards, so none is done; resume them")
     if len(said) > 1 or max(said) <= largest:
-        raise StoreError(f"parts disagree on the number of shards: {sorted(said)}, and {largest}")
+        counts = ", ".join(map(str, sorted({*said, largest + 1})))
+        raise StoreError(f"parts disagree on the number of shards: {counts}; give those of one job")
     return said.pop()
 
 
-def _take_over(source: _Source, writer: StoreWriter, disk: Disk) -> None:
-    """Bring a shard into the merged store, unless it is there since a call before."""
-    number = source.record.number
-    if number not in writer.done:
-        _copy_shard(source, writer.folder, disk)
-        writer.record(source.record)
-    elif writer.done[number].sha256 != source.record.sha256:
-        raise StoreError(f"{writer.folder} has another shard {number}; give another folder")
+def _check_target(writer: StoreWriter, sources: Sequence[_Source]) -> None:
+    """Raise `StoreError` unless the folder has some of the shards, or all if it is finished."""
+    hashes = {source.record.number: source.record.sha256 for source in sources}
+    others = {n for n, record in writer.done.items() if hashes.get(n) != record.sha256}
+    if others or (writer.finished and len(writer.done) < len(hashes)):
+        raise StoreError(f"{writer.folder} has other shards than the parts; give another folder")
 
 
 def _copy_shard(source: _Source, folder: Path, disk: Disk) -> None:
     """Give a shard's file its place in the folder, if its bytes are those on record."""
-    name = shard_name(source.record.number)
-    path = locate_shards(source.folder).get(source.record.number, source.folder / name)
+    path, name = source.path, shard_name(source.record.number)
     temporary = folder / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         if _bring(path, temporary, disk) != source.record.sha256:

@@ -19,9 +19,8 @@ from phiscope.store.disk import make_error
 from phiscope.store.folder import ERRORS_NAME
 from phiscope.store.header import read_header
 from phiscope.store.index import TextIndex, index_texts, index_tokens, name_choices
-from phiscope.store.manifest import read_manifest
+from phiscope.store.manifest import read_manifest, read_records
 from phiscope.store.mapped import MappedShards, Span, check_size
-from phiscope.store.records import read_record
 from phiscope.store.schema import KEYS, Column, Level
 from phiscope.store.scratch import Array
 
@@ -41,7 +40,7 @@ class Store:
         self.path = path
         self.manifest = read_manifest(path)
         self.schema = read_header(self.manifest).schema
-        self._records = [read_record(value) for value in self.manifest["shards"]]
+        self._records = read_records(self.manifest)
         batch_rows = self.manifest["batch_rows"]
         self._shards = MappedShards(path, self.schema, batch_rows, self._records)
         keys = [
@@ -79,7 +78,7 @@ class Store:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.manifest["num_tokens"])
+        return sum(record.num_tokens for record in self._records)
 
     @property
     def ids(self) -> list[str]:
@@ -137,10 +136,7 @@ class Store:
     def locate(self, column: str) -> list[Span]:
         """Where a column's rows lie: (path, offset, dtype, shape) for `numpy.memmap`."""
         found = self._find_column(column)
-        return [
-            self._shards.span(place, found.name, found.numpy_dtype, found.shape)
-            for place in range(len(self._shards))
-        ]
+        return [self._shards.span(place, found) for place in range(len(self._shards))]
 
     def check(self) -> list[str]:
         """Compare every file with its sha256; the faults found, none if all is well."""

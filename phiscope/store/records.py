@@ -26,7 +26,8 @@ class ShardOrigin:
     """Entries of errors.jsonl: `index`, `id`, and `error` or `warning`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.begin <= self.end or self.num_tokens < 0:
+        _check_counts(self, "begin", "end", "num_tokens")
+        if self.begin > self.end:
             raise ValueError(f"a shard cannot hold rows {self.begin} to {self.end}")
 
 
@@ -39,6 +40,10 @@ class ShardRecord(ShardOrigin):
     """Rows of the table."""
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_counts(self, "number", "num_rows", "bytes")
 
     def to_json(self, *, errors: bool = True) -> dict[str, Any]:
         value = {**asdict(self), "errors": [dict(entry) for entry in self.errors]}
@@ -61,3 +66,10 @@ def make_record(
     """What the job said, with what was written."""
     known = {name: getattr(origin, name) for name in ShardOrigin.__dataclass_fields__}
     return ShardRecord(**known, number=number, num_rows=num_rows, bytes=num_bytes, sha256=sha256)
+
+
+def _check_counts(record: ShardOrigin, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"a shard's {name} must be an integer from 0, got {value!r}")

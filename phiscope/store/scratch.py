@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,17 +25,11 @@ class Scratch:
     def __init__(self, folder: Path, columns: Sequence[Column], num_rows: int) -> None:
         self.columns = {column.name: column for column in columns}
         self.num_rows = num_rows
-        self._folder = folder
+        self.folder = folder
         ends = list(accumulate((c.row_bytes * num_rows for c in columns), initial=0))
         self._offsets = dict(zip(self.columns, ends, strict=False))
         self._filled = {name: np.zeros(num_rows, dtype=bool) for name in self.columns}
-        try:
-            self._file = tempfile.TemporaryFile(  # noqa: SIM115
-                dir=folder, prefix=".scratch-", suffix=".tmp", buffering=0
-            )
-            self._file.truncate(ends[-1])  # a hole: rows that nobody filled take no room
-        except OSError as error:
-            raise make_error("make a scratch file in", folder, error) from error
+        self._file = _make_file(folder, ends[-1])
 
     def __enter__(self) -> "Scratch":
         return self
@@ -90,7 +84,7 @@ class Scratch:
                 count = os.pwrite(self._file.fileno(), view, offset)
                 view, offset = view[count:], offset + count
         except OSError as error:
-            raise make_error("write a scratch file in", self._folder, error) from error
+            raise make_error("write a scratch file in", self.folder, error) from error
 
     def _read(self, view: memoryview, offset: int) -> None:
         try:
@@ -99,7 +93,22 @@ class Scratch:
                 assert count, "the file spans all rows"
                 view, offset = view[count:], offset + count
         except OSError as error:
-            raise make_error("read a scratch file in", self._folder, error) from error
+            raise make_error("read a scratch file in", self.folder, error) from error
+
+
+def _make_file(folder: Path, size: int) -> IO[bytes]:
+    """An unlinked file that is one hole, which takes no room until it is filled."""
+    file = None
+    try:
+        file = tempfile.TemporaryFile(  # noqa: SIM115
+            buffering=0, suffix=".tmp", prefix=".scratch-", dir=folder
+        )
+        file.truncate(size)
+    except OSError as error:
+        if file is not None:
+            file.close()
+        raise make_error("make a scratch file in", folder, error) from error
+    return file
 
 
 def _as_rows(column: Column, values: Array) -> Array:

@@ -104,6 +104,7 @@ def _write_stream(
             disk.write(path, file, data)
             digest.update(data)
             size += len(data)
+            del data  # before the next one is made
         disk.sync(path, file)
     return size, digest.hexdigest()
 
@@ -114,9 +115,9 @@ def _make_messages(schema: Schema, keys: ShardKeys, scratch: Scratch, rows: Arra
     yield arrow.serialize()
     for begin in range(0, len(rows), schema.batch_rows):
         chosen = rows[begin : begin + schema.batch_rows]
-        arrays = [array.take(pa.array(chosen)) for array in leading]
-        arrays += [_make_list(kind, scratch.gather(kind.name, chosen)) for kind in schema.columns]
-        yield pa.record_batch(arrays, schema=arrow).serialize()
+        taken = [array.take(pa.array(chosen)) for array in leading]
+        lists = (_make_list(kind, scratch.gather(kind.name, chosen)) for kind in schema.columns)
+        yield pa.record_batch([*taken, *lists], schema=arrow).serialize()  # and lets go of them
     yield _END_OF_STREAM
 
 

@@ -31,10 +31,11 @@ from phiscope.store.lock import FolderLock
 from phiscope.store.manifest import (
     make_manifest,
     read_manifest,
+    read_records,
     write_dataset_files,
     write_errors,
 )
-from phiscope.store.records import ShardOrigin, ShardRecord, read_record
+from phiscope.store.records import ShardOrigin, ShardRecord
 from phiscope.store.schema import Schema
 from phiscope.store.scratch import Array, Scratch
 from phiscope.store.shard import ShardKeys, write_shard
@@ -139,6 +140,8 @@ class StoreWriter:
             self._write_empty_shard()
         records = self._list_records()
         _check_complete(self.folder, records, self.header.shard_size)
+        if self.num_shards not in (None, len(records)):
+            raise StoreError(f"{self.folder} has {len(records)} of {self.num_shards} shards; merge")
         self._name_files(records)
         write_errors(self.folder, records, self._disk)
         write_dataset_files(self.folder, records, self._disk)
@@ -184,8 +187,7 @@ class StoreWriter:
     def _open_finished(self) -> None:
         manifest = read_manifest(self.folder)
         self.header.check_same(read_header(manifest), self.folder)
-        records = [read_record(value) for value in manifest["shards"]]
-        self.done = {record.number: record for record in records}
+        self.done = {record.number: record for record in read_records(manifest)}
         self.finished = True
 
     def _open_journal(self) -> None:

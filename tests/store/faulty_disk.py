@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from phiscope.errors import StoreError
 from phiscope.store.disk import Disk
 
 
@@ -13,7 +14,17 @@ class Killed(BaseException):
     """The process is no more: nothing that it would have done to the disk happens."""
 
 
-class FailingDisk(Disk):
+class UnsyncedDisk(Disk):
+    """Syncs nothing, for the tests' speed."""
+
+    def sync(self, path, file):
+        self.perform("sync", path, lambda: None)
+
+    def sync_folder(self, folder):
+        self.perform("sync the folder", folder, lambda: None)
+
+
+class FailingDisk(UnsyncedDisk):
     """Refuses operation number `fatal` with an error of the system's."""
 
     def __init__(self, fatal, number):
@@ -30,15 +41,16 @@ class FailingDisk(Disk):
         raise OSError(self.number, os.strerror(self.number))
 
 
-class MortalDisk(Disk):
+class MortalDisk(UnsyncedDisk):
     """Kills the process at operation number `fatal`, right after it, or halfway through a write.
 
     Files and names that were not synced by then are lost by `lose_contents` and `lose_names`: the
-    worst that POSIX allows. Nothing is really synced, for the tests' speed.
+    worst that POSIX allows.
     """
 
-    def __init__(self, attic: Path, fatal: int | None = None, *, torn: bool = False):
+    def __init__(self, attic: Path, fatal: int | None = None, *, torn=False, links=True):
         super().__init__()
+        self.links = links
         self.fatal = fatal
         self.torn = torn
         self.verbs: list[str] = []
@@ -83,7 +95,7 @@ class MortalDisk(Disk):
         super().truncate(path, file, size)
 
     def sync(self, path, file):
-        self.perform("sync", path, lambda: None)
+        super().sync(path, file)
         status = os.fstat(file.fileno())
         self._synced[status.st_ino] = status.st_size
         self._cut.pop(path, None)
@@ -100,6 +112,8 @@ class MortalDisk(Disk):
         super().rename(source, target)
 
     def link(self, source, target):
+        if not self.links:
+            raise StoreError("this file system has no links")
         self._remember(target.parent, lambda: target.unlink(missing_ok=True))
         super().link(source, target)
 
@@ -110,14 +124,19 @@ class MortalDisk(Disk):
         super().remove(path)
 
     def sync_folder(self, folder):
-        self.perform("sync the folder", folder, lambda: None)
+        super().sync_folder(folder)
         self._undo = [(place, undo) for place, undo in self._undo if place != folder]
 
-    def lose_names(self):
-        """Undo what was done to names and not synced."""
-        for _, undo in reversed(self._undo):
+    def lose_names(self, *, oldest=False):
+        """Undo what was done to names and not synced: all of it, or the first thing alone."""
+        for _, undo in self._undo[:1] if oldest else reversed(self._undo):
             undo()
         self._undo = []
+
+    def forget_syncs(self, folder):
+        """Take the contents of a folder's files for such as were never synced."""
+        for path in folder.iterdir():
+            self._synced[path.stat().st_ino] = 0
 
     def lose_contents(self, folder):
         """Take back what was written to the folder's files, or cut from them, and not synced."""

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from store.faulty_disk import Killed, MortalDisk
+from store.faulty_disk import Killed, MortalDisk, UnsyncedDisk
 from store.small_job import (
     NUM_SHARDS,
     open_writer,
@@ -15,7 +15,7 @@ from store.small_job import (
 
 from phiscope.store import merge_stores
 
-LOSSES = ("nothing", "contents", "names and contents")
+LOSSES = ("nothing", "contents", "names and contents", "oldest name")
 
 
 class Crashes:
@@ -25,8 +25,8 @@ class Crashes:
         self.place = place
         self.numbers = itertools.count()
 
-    def disk(self, fatal=None, *, torn=False):
-        return MortalDisk(self.place / f"attic-{next(self.numbers)}", fatal, torn=torn)
+    def disk(self, fatal=None, **options):
+        return MortalDisk(self.place / f"attic-{next(self.numbers)}", fatal, **options)
 
     def folder(self):
         return self.place / f"store-{next(self.numbers)}"
@@ -35,9 +35,9 @@ class Crashes:
         disk = self.disk(fatal, torn=torn)
         with pytest.raises(Killed):
             job(folder, disk)
-        if loss == "names and contents":
-            disk.lose_names()
-        if loss != "nothing":
+        if "name" in loss:
+            disk.lose_names(oldest="oldest" in loss)
+        if "contents" in loss:
             disk.lose_contents(folder)
 
     def sweep(self, job, expected, loss):
@@ -62,7 +62,7 @@ def crashes(tmp_path):
 def expected(tmp_path_factory):
     """The files of a job that was left alone."""
     folder = tmp_path_factory.mktemp("whole") / "store"
-    write_store(folder)
+    write_store(folder, UnsyncedDisk())
     return read_files(folder)
 
 
@@ -70,7 +70,8 @@ def expected(tmp_path_factory):
 def parts(tmp_path_factory):
     """The shards in two parts."""
     place = tmp_path_factory.mktemp("parts")
-    return [write_part(place / f"part-{i}", range(i, NUM_SHARDS, 2)) for i in range(2)]
+    disk = UnsyncedDisk()
+    return [write_part(place / f"part-{i}", range(i, NUM_SHARDS, 2), disk) for i in range(2)]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -112,8 +113,19 @@ def test_power_cut_after_the_end_leaves_a_finished_store(crashes, expected):
     assert read_files(folder) == expected
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["contents", "names and contents"])
 def test_fault_53_merge_killed_anywhere_goes_on_to_the_same_bytes(crashes, parts, expected, loss):
     before = [read_files(part) for part in parts]
     crashes.sweep(lambda out, disk: merge_stores(parts, out, disk=disk), expected, loss)
     assert [read_files(part) for part in parts] == before
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
+def test_power_cut_after_a_merge_leaves_what_parts_had_not_synced(crashes, parts, expected, links):
+    out, disk = crashes.folder(), crashes.disk(links=links)
+    for part in parts:
+        disk.forget_syncs(part)
+    merge_stores(parts, out, disk=disk)
+    disk.lose_names()
+    disk.lose_contents(out)
+    assert read_files(out) == expected
