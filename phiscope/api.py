@@ -40,8 +40,8 @@ from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
 from phiscope.generation.task import Inspect
+from phiscope.loading import ModelSpec
 from phiscope.model import PhiForCausalLM
-from phiscope.opening import open_model
 from phiscope.packing import Packed
 from phiscope.prompts import select_format
 from phiscope.runtime import Mode, fit_slots
@@ -73,15 +73,10 @@ def load(
     Raises `HubError`, `ConfigError`, `CheckpointError` or `TokenizerError` for what cannot be
     opened and `UnsupportedError` for a mode that this machine lacks.
     """
-    model, tokenizer, chosen = open_model(
-        name,
-        mode=mode,
-        layers=layers,
-        revision=revision,
-        num_threads=num_threads,
-        progress=progress,
+    spec = ModelSpec(
+        name=str(name), mode=mode, layers=layers, revision=revision, num_threads=num_threads
     )
-    return Phi(model, tokenizer, chosen)
+    return Phi(*spec.load(progress=progress))
 
 
 class Phi:

@@ -1,0 +1,71 @@
+"""Loading: a model by name, with its tokenizer and in its mode, in this process or in another."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from phiscope.checkpoint import load_model
+from phiscope.checkpoint.hub import EMBEDDED, resolve
+from phiscope.config import read_config
+from phiscope.model import PhiForCausalLM
+from phiscope.runtime import Mode, select_mode
+from phiscope.tokenizer import Tokenizer, load_tokenizer
+from phiscope.wide import widen
+
+
+class Loaded(NamedTuple):
+    """A model, its tokenizer, and the mode they run in."""
+
+    model: PhiForCausalLM
+    tokenizer: Tokenizer
+    mode: Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which model is loaded, and how: a few words that can be sent to another process."""
+
+    name: str
+    """A folder, a hub id, or the name of an embedded model."""
+    mode: str = "auto"
+    layers: int | None = None
+    """Blocks to load; None: all, and the head."""
+    revision: str | None = None
+    num_threads: int | None = None
+    """Torch's threads from then on; None: as many as there are."""
+
+    def find(self) -> Path:
+        """The checkpoint's folder; it is fetched first where the name is a hub id."""
+        return resolve(self.name, revision=self.revision)
+
+    def load(self, *, progress: bool = False) -> Loaded:
+        """Load it into this process.
+
+        Raises `HubError`, `ConfigError`, `CheckpointError` or `TokenizerError` for what cannot be
+        opened and `UnsupportedError` for a mode that this machine lacks.
+        """
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        folder = self.find()
+        config = read_config(folder)
+        mode = select_mode(self.mode, num_parameters=config.num_parameters)
+        tokenizer = load_tokenizer(folder, config)
+        model = load_model(
+            folder, dtype=mode.dtype, device=mode.device, layers=self.layers, progress=progress
+        )
+        model = widen(model) if mode.is_wide else model
+        model.set_attention(mode.attention)
+        return Loaded(model, tokenizer, mode)
+
+    def settle(self, num_threads: int | None = None) -> "ModelSpec":
+        """The same for a process in another working folder, with these threads if it names none."""
+        folder = os.path.expanduser(self.name)
+        is_folder = self.name not in EMBEDDED and os.path.isdir(folder)
+        return replace(
+            self,
+            name=os.path.abspath(folder) if is_folder else self.name,
+            num_threads=self.num_threads or num_threads,
+        )
