@@ -145,10 +145,23 @@ def read_tokens(prompt: Sequence[int] | Tensor, config: PhiConfig) -> list[int] 
 def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Group rows, longest first, into batches of at most `token_budget` tokens.
 
-    A row longer than the budget has a batch of its own. The result depends on the lengths alone.
+    There are as few as filling one after the other gives, and they are about equally large: a last
+    batch of a few tokens would read all weights for them. A row longer than the budget has a batch
+    of its own. The result depends on the lengths alone.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+    batches = _fill_batches(lengths, token_budget)
+    least = -(-sum(lengths) // max(1, len(batches)))
+    step = max(1, token_budget // 32)
+    for budget in range(least, token_budget, step):
+        even = _fill_batches(lengths, budget)
+        if len(even) == len(batches):
+            return even
+    return batches
+
+
+def _fill_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     room = 0
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):

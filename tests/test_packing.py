@@ -49,6 +49,13 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, budget):
         assert len(batch) == 1 or sum(lengths[row] for row in batch) <= budget
 
 
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(50, 400))
+def test_no_batch_is_much_smaller_than_another(lengths, budget):
+    sizes = [sum(lengths[row] for row in batch) for batch in plan_batches(lengths, budget)]
+    assert len(sizes) <= 2 * sum(lengths) / budget + 1
+    assert max(sizes) - sum(sizes) / len(sizes) <= max(lengths) + budget / 32 + 1
+
+
 def test_a_budget_below_one_token_is_refused():
     with pytest.raises(ValueError, match="token_budget"):
         plan_batches([1], 0)

@@ -1,4 +1,4 @@
-"""Errors against float64: the largest of all numbers, and relative to the vectors they belong to."""
+"""Errors against float64: of all numbers the largest, and relative to the rows they belong to."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """The texts of the benchmark: random token ids, in blocks that are alike.
 
 Lengths are quantiles of their distribution, so that none is a matter of luck. All texts together,
-sorted by length, form batches of 8; each block gets as many of these batches, dealt to and fro
-from the longest on, and shuffles its texts. So those who sort lose nothing by the blocks.
+sorted by length, form batches of 8; each block gets as many of these batches, the longest first to
+the block with the fewest tokens, and shuffles its texts. So who sorts loses nothing by the blocks.
 """
 
 import random
@@ -69,17 +69,15 @@ def make_short(count: int, num_blocks: int, seed: int = 1) -> Corpus:
     return make_corpus("short", f"even, {first}..{last}", lengths, num_blocks, seed)
 
 
-def make_corpus(
-    name: str, what: str, lengths: Iterable[int], num_blocks: int, seed: int
-) -> Corpus:
+def make_corpus(name: str, what: str, lengths: Iterable[int], num_blocks: int, seed: int) -> Corpus:
     rng = random.Random(seed)
     texts = [make_text(length, rng) for length in sorted(lengths, reverse=True)]
-    if len(texts) % (BATCH * num_blocks):
+    if num_blocks > 1 and len(texts) % (BATCH * num_blocks):
         raise SystemExit(f"{len(texts)} texts are not {num_blocks} blocks of batches of {BATCH}")
     blocks: list[list[Text]] = [[] for _ in range(num_blocks)]
-    turns = [*range(num_blocks), *reversed(range(num_blocks))]
-    for batch in range(len(texts) // BATCH):
-        blocks[turns[batch % len(turns)]] += texts[batch * BATCH : (batch + 1) * BATCH]
+    for begin in range(0, len(texts), BATCH):
+        open_blocks = [block for block in blocks if len(block) < len(texts) // num_blocks]
+        min(open_blocks, key=count_tokens).extend(texts[begin : begin + BATCH])
     for block in blocks:
         rng.shuffle(block)
     return Corpus(name, what, tuple(tuple(block) for block in blocks))

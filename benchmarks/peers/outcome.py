@@ -60,7 +60,8 @@ class Setting:
     group: str
     what: str
     kinds: tuple[str, ...]
-    run: Callable[[list[list[int]]], Outcome]
+    run: Callable[[list[list[int]], tuple[str, ...]], Outcome]
+    """Takes texts, and which of its kinds are wanted."""
     takes_short: bool = False
     """Whether it is also run on the short texts."""
 
@@ -73,8 +74,10 @@ def make_handlers(settings: Mapping[str, Setting]) -> dict[str, Callable[..., ob
     """What the asking process may ask about settings."""
     return {
         "settings": lambda: [setting.describe() for setting in settings.values()],
-        "run": lambda name, texts: settings[name].run(texts).seconds,
-        "save": lambda name, texts, path: settings[name].run(texts).save(path),
+        "run": lambda name, texts, kinds: settings[name].run(texts, tuple(kinds)).seconds,
+        "save": lambda name, texts, path: (
+            settings[name].run(texts, settings[name].kinds).save(path)
+        ),
         "peak_memory": peak_memory,
     }
 

@@ -54,7 +54,7 @@ def make_settings(
             group=group,
             what=what,
             kinds=tuple(kinds),
-            run=partial(run_batches, compute, order, tuple(kinds), state),
+            run=partial(run_batches, compute, order, state),
             takes_short=takes_short and order in (SORTED, SINGLE),
         )
         for order in orders
@@ -64,9 +64,9 @@ def make_settings(
 def run_batches(
     compute: Callable[[Batch], States],
     order: str,
-    kinds: tuple[str, ...],
     state: int,
     texts: list[list[int]],
+    kinds: tuple[str, ...],
 ) -> Outcome:
     outcome = Outcome(tokens=[torch.empty(0)] * len(texts))
     for rows in ORDERS[order](texts):

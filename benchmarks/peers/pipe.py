@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 Handlers = Mapping[str, Callable[..., Any]]
@@ -33,10 +34,8 @@ class Worker:
 
     def ask(self, what: str, **arguments: Any) -> Any:
         """The answer to a question; `WorkerError` if there is none, or the process has died."""
-        try:
+        with suppress(BrokenPipeError):  # the empty answer below tells it
             print(json.dumps({"what": what, **arguments}), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # the empty answer below tells it
         line = self._process.stdout.readline()
         if not line:
             raise WorkerError(f"the process {self.name} died with {self._process.wait()}")
@@ -51,8 +50,10 @@ class Worker:
 
     def close(self) -> None:
         """End the process: it ends when its input does."""
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended before
+            self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 def serve(handlers: Handlers) -> None:

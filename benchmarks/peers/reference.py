@@ -47,7 +47,9 @@ def run_block(x: Tensor, block: dict[str, tuple[Tensor, Tensor]], config: object
     normed = normalise(x, block["input_layernorm"], config)
     heads = (config.num_attention_heads, *[config.num_key_value_heads] * 2)
     q, k, v = (
-        F.linear(normed, *block[f"self_attn.{name}_proj"]).unflatten(-1, (count, -1)).transpose(0, 1)
+        F.linear(normed, *block[f"self_attn.{name}_proj"])
+        .unflatten(-1, (count, -1))
+        .transpose(0, 1)
         for name, count in zip("qkv", heads, strict=True)
     )  # (heads, T, head_dim)
     q, k = rotate(q, config), rotate(k, config)

@@ -83,7 +83,7 @@ class Comparison:
         }
 
     def _ours(self, kind: str) -> dict[str, Any] | None:
-        return self._lognormal.get(f"{self._mode}, {kind}", {}).get(kind)
+        return self._lognormal.get(self._mode, {}).get(kind)
 
     def _best(self, *groups: str) -> str | None:
         names = [
@@ -106,10 +106,10 @@ class Comparison:
         return None if first is None or second is None else ratio(first, second)
 
     def _short_ratio(self) -> float | None:
-        ours, name = self._ours("layer_pooled"), f"{self._mode}, layer_pooled"
-        if ours is None or name not in self._short:
+        ours, short = self._ours("layer_pooled"), self._short.get(self._mode)
+        if ours is None or short is None:
             return None
-        return round(self._short[name]["layer_pooled"]["total"] / ours["total"], 3)
+        return round(short["layer_pooled"]["total"] / ours["total"], 3)
 
 
 def ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, float]:

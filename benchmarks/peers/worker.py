@@ -1,6 +1,6 @@
 """The peers' process: loads one model, wraps it for each library, and answers questions.
 
-    PYTHON_OF_THE_PEERS worker.py CHECKPOINT [GROUP ...]
+PYTHON_OF_THE_PEERS worker.py CHECKPOINT [GROUP ...]
 """
 
 import platform
@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from libraries import LIBRARIES, Source, load_source
+from libraries import LIBRARIES
 from outcome import Setting, make_handlers
 from pipe import serve
 from reference import compute_states
+from source import Source, load_source
 
 PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "transformer-lens", "interp-engine"),
