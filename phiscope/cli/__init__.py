@@ -1,5 +1,7 @@
 """The command `phiscope`. Nothing here imports torch before a command runs."""
 
+import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from phiscope.cli.chat import CHAT
@@ -8,8 +10,11 @@ from phiscope.cli.command import Command, make_parser
 from phiscope.cli.doctor import DOCTOR
 from phiscope.cli.embedding import EMBED
 from phiscope.cli.exits import USAGE, run_to_exit_code
+from phiscope.cli.exports import EXPORT
+from phiscope.cli.extraction import EXTRACT, PLAN
 from phiscope.cli.generation import GENERATE
 from phiscope.cli.states import STATES
+from phiscope.cli.stores import MERGE, VIEW
 from phiscope.cli.training import TRAIN
 
 COMMANDS: tuple[Command, ...] = (
@@ -17,9 +22,14 @@ COMMANDS: tuple[Command, ...] = (
     CHAT,
     STATES,
     EMBED,
-    CONVERT,
-    INFO,
+    PLAN,
+    EXTRACT,
+    VIEW,
     VERIFY,
+    MERGE,
+    EXPORT,
+    INFO,
+    CONVERT,
     TRAIN,
     DOCTOR,
 )
@@ -32,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = make_parser(COMMANDS)
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(words, Namespace(words=words))
     if arguments.command is None:
         parser.print_help()
         return USAGE

@@ -2,11 +2,14 @@
 
 import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiscope.cli.printing import shows_progress
 
 if TYPE_CHECKING:
+    from phiscope.activations.points import Point
     from phiscope.api import Phi
 
 DEFAULT_MODEL = "tiny"
@@ -44,27 +47,43 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, metavar="T", help=_THREADS_HELP)
 
 
-def load_model(arguments: Namespace, *, hidden_states: list[int] | None = None) -> "Phi":
-    """Load the model that the options name; with `hidden_states`, only the blocks these need."""
-    import torch
-
-    from phiscope.api import load
+def find_model(arguments: Namespace) -> Path:
+    """The folder of the model that the options name; what a hub id names is fetched first."""
     from phiscope.checkpoint.hub import resolve
-    from phiscope.config import read_config
 
-    folder = resolve(arguments.model, revision=arguments.revision)
-    highest = max(hidden_states or [0])
-    is_part = hidden_states is not None and 0 <= highest < read_config(folder).num_hidden_layers
-    phi = load(
+    return resolve(arguments.model, revision=arguments.revision)
+
+
+def load_model(
+    arguments: Namespace,
+    *,
+    folder: Path | None = None,
+    points: Iterable["Point"] | None = None,
+) -> "Phi":
+    """Load the model that the options name; with `points`, only the blocks that these need.
+
+    `folder` is what `find_model` gave, if it was asked before.
+    """
+    from phiscope.api import load
+
+    folder = folder or find_model(arguments)
+    return load(
         folder,
         mode=arguments.mode,
-        layers=highest if is_part else None,
-        num_threads=arguments.threads,
+        layers=None if points is None else _count_blocks(points),
+        num_threads=choose_threads(arguments, folder),
         progress=shows_progress(),
     )
-    if arguments.threads is None and phi.config.num_parameters < SMALL_MODEL:
-        torch.set_num_threads(1)
-    return phi
+
+
+def choose_threads(arguments: Namespace, folder: Path) -> int | None:
+    """CPU threads for a model; None: as many as there are."""
+    from phiscope.config import read_config
+
+    if arguments.threads is None and read_config(folder).num_parameters < SMALL_MODEL:
+        return 1
+    threads: int | None = arguments.threads
+    return threads
 
 
 def positive(text: str) -> int:
@@ -75,6 +94,25 @@ def positive(text: str) -> int:
 def natural(text: str) -> int:
     """An integer of at least 0."""
     return _at_least(0, text)
+
+
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    value = number(text)
+    if value == 0:
+        raise ArgumentTypeError("must be above 0")
+    return value
+
+
+def number(text: str) -> float:
+    """A number of at least 0, and not infinite."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is no number") from error
+    if not 0 <= value < float("inf"):
+        raise ArgumentTypeError(f"must be a number from 0, got {text}")
+    return value
 
 
 def text_argument(text: str) -> str:
@@ -97,12 +135,32 @@ def as_unicode(text: str) -> str:
     return text
 
 
-def layer_list(text: str) -> list[int]:
-    """Comma-separated layer numbers: `0,8,16`."""
+def number_list(text: str) -> list[int]:
+    """Comma-separated numbers, of layers or tokens: `0,8,16`."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r} is no list of numbers such as 0,8,16") from error
+
+
+def name_list(text: str) -> tuple[str, ...]:
+    """Comma-separated names: `mean,last`."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """One of several equal parts, counted from 0: `2/8`."""
+    part, _, count = text.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and int(part) < int(count)):
+        raise ArgumentTypeError(f"{text!r} is no part: of 4 parts these are 0/4, 1/4, 2/4 and 3/4")
+    return int(part), int(count)
+
+
+def _count_blocks(points: Iterable["Point"]) -> int | None:
+    """Blocks that must run for these points; None: all, and what follows them."""
+    depths = [point.depth for point in points]
+    known = [depth for depth in depths if depth is not None]
+    return max(known) if known and len(known) == len(depths) else None
 
 
 def _at_least(least: int, text: str) -> int:

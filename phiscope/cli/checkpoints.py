@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiscope.cli.command import Command
-from phiscope.cli.exits import CHECKPOINT_FAULT, OK, usage_errors
+from phiscope.cli.exits import CHECKPOINT_FAULT, OK, UsageError, usage_errors
 from phiscope.cli.printing import (
     emit,
     emit_facts,
@@ -15,6 +15,7 @@ from phiscope.cli.printing import (
     show_count,
     shows_progress,
 )
+from phiscope.cli.verification import add_store_arguments, is_store, run_on_store
 
 if TYPE_CHECKING:
     from phiscope.checkpoint import Summary, Verification
@@ -24,6 +25,11 @@ DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64")
 _LAYOUT_NOTES = """\
 Layouts: A mixformer-sequential, B phi-msft, C transformers 4.36 (fused),
 D transformers 4.37 and later."""
+
+_VERIFY_NOTES = """\
+Of a checkpoint: names, shapes, NaN and infinities, and the hash of each file.
+Of a store: the hash of each file, and a sample of its rows, computed again
+alone and in fp32, with the largest error of each column."""
 
 
 def _add_source(parser: ArgumentParser, name: str) -> None:
@@ -35,6 +41,15 @@ def _add_source(parser: ArgumentParser, name: str) -> None:
 
 def _add_model(parser: ArgumentParser) -> None:
     _add_source(parser, "model")
+
+
+def _add_verify_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="PATH",
+        help="a checkpoint (a folder, a hub id, or tiny or nano), or the folder of a store",
+    )  # fmt: skip
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    add_store_arguments(parser)
 
 
 def _add_convert_arguments(parser: ArgumentParser) -> None:
@@ -87,11 +102,19 @@ def _print_summary(summary: "Summary") -> None:
 
 
 def _run_verify(arguments: Namespace) -> int:
+    if is_store(arguments.path):
+        return run_on_store(arguments)
+    if arguments.input or arguments.model:
+        raise UsageError(f"--input and --model are for stores, and {arguments.path} is none")
+    return _verify_checkpoint(arguments)
+
+
+def _verify_checkpoint(arguments: Namespace) -> int:
     from tqdm import tqdm
 
     from phiscope.checkpoint import verify
 
-    folder = _find(arguments.model, arguments.revision)
+    folder = _find(arguments.path, arguments.revision)
     with tqdm(unit="B", unit_scale=True, delay=2, disable=not shows_progress()) as bar:
         found = verify(folder, on_bytes=bar.update)
     if arguments.json:
@@ -144,10 +167,11 @@ INFO = Command(
 )
 VERIFY = Command(
     name="verify",
-    summary="read a whole checkpoint: names, shapes, NaN and infinities, hashes",
-    usage="MODEL [options]",
-    add_arguments=_add_model,
+    summary="read a whole checkpoint, or a store, and say whether it is sound",
+    usage="PATH [options]",
+    add_arguments=_add_verify_arguments,
     run=_run_verify,
+    notes=_VERIFY_NOTES,
 )
 CONVERT = Command(
     name="convert",

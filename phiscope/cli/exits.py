@@ -14,6 +14,7 @@ from phiscope.errors import (
     CheckpointError,
     ConfigError,
     HubError,
+    InputError,
     PhiscopeError,
     PointError,
     TokenizerError,
@@ -34,6 +35,7 @@ class UsageError(PhiscopeError):
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, USAGE),
     (PointError, USAGE),
+    (InputError, USAGE),
     (ConfigError, CHECKPOINT_FAULT),
     (CheckpointError, CHECKPOINT_FAULT),
     (TokenizerError, CHECKPOINT_FAULT),

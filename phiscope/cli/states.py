@@ -2,9 +2,16 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phiscope.cli.arguments import POOLING_NAMES, add_model_arguments, layer_list, load_model
+from phiscope.cli.arguments import (
+    POOLING_NAMES,
+    add_model_arguments,
+    find_model,
+    load_model,
+    number_list,
+)
 from phiscope.cli.command import Command
 from phiscope.cli.exits import UsageError, usage_errors
 from phiscope.cli.printing import emit_json, emit_table, note
@@ -38,7 +45,7 @@ numbers them (0: embeddings, last: after the final LayerNorm).
 def _add_arguments(parser: ArgumentParser) -> None:
     add_row_arguments(parser)
     parser.add_argument(
-        "--layers", type=layer_list, metavar="L,L,...", help="only these hidden states: 0,8,16"
+        "--layers", type=number_list, metavar="L,L,...", help="only these hidden states: 0,8,16"
     )
     parser.add_argument(
         "--points", metavar="POINTS",
@@ -55,8 +62,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace) -> int:
     _check(arguments)
     rows = read_rows(arguments)
-    phi = load_model(arguments, hidden_states=arguments.layers)
-    points = _select_points(arguments, phi)
+    folder = find_model(arguments)
+    points = _select_points(arguments, folder)
+    phi = load_model(arguments, folder=folder, points=points)
     rows = check_rows(rows, phi)
     good = [row for row in rows if row.fault is None]
     if good and arguments.out:
@@ -74,10 +82,11 @@ def _check(arguments: Namespace) -> None:
         raise UsageError("--pool needs --out: what it gives is vectors to be written")
 
 
-def _select_points(arguments: Namespace, phi: "Phi") -> list["Point"]:
+def _select_points(arguments: Namespace, folder: Path) -> list["Point"]:
     from phiscope.activations.points import resolve_points, transformers_state
+    from phiscope.config import read_config
 
-    depth = phi.config.num_hidden_layers
+    depth = read_config(folder).num_hidden_layers
     if arguments.points is not None:
         return resolve_points(arguments.points, depth)
     layers = range(depth + 1) if arguments.layers is None else arguments.layers

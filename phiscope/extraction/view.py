@@ -176,5 +176,5 @@ def _trace_positions(
 
 def _find_error(manifest: Mapping[str, Any], column: str) -> float | None:
     columns = (manifest["verification"] or {}).get("columns", {})
-    error: float | None = columns.get(column, {}).get("relative")
+    error: float | None = columns.get(column, {}).get("max_rel")
     return error

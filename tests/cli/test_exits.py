@@ -16,10 +16,12 @@ def fail_with(error):
     [
         (UsageError("two of them"), 2),
         (errors.PointError("no such point"), 2),
+        (errors.InputError("no rows"), 2),
         (errors.ConfigError("heads"), 4),
         (errors.CheckpointError("cut short"), 4),
         (errors.TokenizerError("another model's"), 4),
         (errors.HubError("offline"), 4),
+        (errors.StoreError("of another job"), 1),
         (errors.ContextLengthError("too long"), 1),
         (errors.UnsupportedError("no GPU"), 1),
         (errors.MissingExtraError("ray"), 1),

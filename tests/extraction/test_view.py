@@ -69,7 +69,7 @@ def test_the_table_shows_what_there_is(store):
 
 def test_the_error_of_a_verification_is_shown(tmp_path):
     make_text_store(tmp_path / "store", COLUMNS[:2], IDS)
-    verification = {"columns": {"resid_post.1.mean": {"relative": 0.00123}}}
+    verification = {"columns": {"resid_post.1.mean": {"max_rel": 0.00123}}}
     set_verification(tmp_path / "store", verification)
     summaries = describe_store(open_store(tmp_path / "store"))
     assert [each.error for each in summaries] == [None, 0.00123]
