@@ -24,7 +24,8 @@ appear after two seconds, on stderr, and only in a terminal.
 | 130 | interrupted |
 
 A bad row (empty, too long, not UTF-8) keeps its place: `embed` prints its fault, and files hold NaN
-there. Only a store leaves it out and names it in `errors.jsonl`. `python -m phiscope` is the same command. This page is written by `make docs`.
+there. Only a store leaves it out and names it in `errors.jsonl`. `python -m phiscope` is the same
+command. This page is written by `make docs`.
 """
 
 

@@ -101,7 +101,7 @@ class PrefixCache:
     def write(self, layer: int, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
         """Keep a layer's keys and values, and attend to them as they are."""
         assert layer == len(self.layers), "layers come in order"
-        self.layers.append((k, v))
+        self.layers.append((k, v.clone()))  # a view would keep the whole projection alive
         return k, v
 
     def continued(self, prefixes: Sequence[int]) -> "Continuation":

@@ -28,7 +28,8 @@ class Scratch(threading.local):
     def widen(self, weight: Tensor) -> Tensor:
         """A copy of the weight in fp32, valid until the next call."""
         if self._buffer.numel() < weight.numel() or self._buffer.device != weight.device:
-            self._buffer = torch.empty(weight.numel(), device=weight.device)
+            with torch.inference_mode(False):  # forwards outside of it write here, too
+                self._buffer = torch.empty(weight.numel(), device=weight.device)
         return self._buffer[: weight.numel()].view(weight.shape).copy_(weight)
 
 

@@ -50,6 +50,14 @@ def continue_from_prefixes(model):
         return [states[span] for span in behind.spans()]
 
 
+def test_prefixes_keep_their_keys_and_values_and_nothing_else_alive():
+    prefixes = PrefixCache(pack(PREFIXES)[1])
+    with torch.inference_mode():
+        make_model(CONFIG).model(pack(PREFIXES)[0], prefixes.packed, cache=prefixes)
+    kept = [x.untyped_storage().nbytes() for layer in prefixes.layers for x in layer]
+    assert sum(kept) == 7 * PrefixCache.count_token_bytes(CONFIG, 3, torch.float64)
+
+
 def test_a_batch_that_does_not_go_on_from_these_prefixes_is_refused():
     model = make_model(CONFIG).model
     ids, packed = pack(PREFIXES)

@@ -55,6 +55,14 @@ def test_widening_twice_changes_nothing(narrow):
         assert widen(once)(ids, packed).equal(once(ids, packed))
 
 
+def test_forwards_inside_and_outside_of_inference_mode_may_alternate(narrow):
+    ids, packed = pack([[1, 2, 3]])
+    wide = widen(narrow)
+    with torch.inference_mode():
+        inside = wide(ids, packed)
+    assert wide(ids, packed).equal(inside)
+
+
 def test_text_is_generated_in_wide_arithmetic_as_in_fp32():
     narrow = phiscope.load("nano", mode="bf16-fp32-cpu")
     whole = phiscope.load("nano", mode="bf16-cpu")

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from phiscope.activations.capture import plan_capture
-from phiscope.activations.edits import Edit
+from phiscope.activations.edits import Edit, Knockout
+from phiscope.activations.inspection import make_inspection
 from phiscope.cache import Cache, PrefixCache
+from phiscope.errors import UnsupportedError
 from phiscope.extraction.collecting import Collector, Sink
 from phiscope.extraction.inputs import Row
 from phiscope.extraction.options import ExtractOptions
@@ -73,17 +75,18 @@ class Extractor:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
-        self.edits = tuple(edits)
+        self.edits = make_inspection(model.config, (), edits, loaded_layers=loaded).edits
         self.readings = make_readings(options, model.config, loaded)
         self.schema = make_schema(self.readings)
         self.depth = find_depth(self.readings)
         self.device = model.model.embed_tokens.weight.device
         self._select = parse_selection(options.tokens)
+        self._check()
 
     @property
     def window(self) -> int:
         """Tokens that are read at once at most."""
-        return min(self.options.window or self._context, self._context)
+        return self.options.window or self._context
 
     @property
     def stride(self) -> int:
@@ -179,16 +182,47 @@ class Extractor:
             second=np.concatenate([none, *tokens]),
         )
 
+    def _check(self) -> None:
+        """Refuse what would silently be something else than was asked for."""
+        if self.window > self._context:
+            raise ValueError(f"window {self.window} exceeds the model's context of {self._context}")
+        if self.stride > self.window:
+            raise ValueError(f"stride {self.stride} would skip tokens: the window is {self.window}")
+        for edit in self.edits:
+            self._check_edit(edit)
+
+    def _check_edit(self, edit: Edit) -> None:
+        if edit.point.name == "logits" and any(reading.part for reading in self.readings):
+            raise UnsupportedError(
+                "the logits of an extraction are those that the head gives, so an edit of logits"
+                " would do nothing; edit final_norm, or capture"
+            )
+        is_placed = edit.positions is not None or isinstance(edit, Knockout)
+        if is_placed and self.options.overflow == "window":
+            raise UnsupportedError(
+                f"the edit at {edit.point} counts positions from the start of a text, and a window"
+                " starts anywhere; extract with overflow='truncate'"
+            )
+
     @property
     def _context(self) -> int:
         return self.model.config.max_position_embeddings
 
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether tokens after the last that counts matter, and sequences cannot be cut.
+
+        A key receives from all queries behind it, and an edit is shown its whole sequence.
+        """
+        received = any(reading.point.name == "attn_received" for reading in self.readings)
+        return received or bool(self.edits)
+
     def _encode(self, rows: Sequence[Row]) -> Iterator[Sequence[int]]:
         """The ids of every row, nothing for a bad one."""
-        sound = [row.text for row in rows if row.fault is None and row.text is not None]
+        sound = [row.text for row in rows if row.text is not None]
         encoded = iter(self.tokenizer.encode_batch(sound))
         for row in rows:
-            yield () if row.fault is not None else (row.ids or next(encoded))
+            yield row.ids or () if row.text is None else next(encoded)
 
     def _read_row(self, row: Row, ids: Sequence[int], first: int, errors: list[Entry]) -> Text:
         if row.fault is not None:
@@ -201,7 +235,8 @@ class Extractor:
         positions = self._select(Tokens(row, ids, self.tokenizer))
         if not len(positions):
             raise ValueError(f"no token fits {self.options.tokens!r}")
-        return Text(row, tuple(ids), positions.astype(np.int64), first)
+        end = len(ids) if self._looks_ahead else int(positions[-1]) + 1
+        return Text(row, tuple(ids), positions.astype(np.int64), first, end)
 
     def _cut(self, row: Row, ids: Sequence[int], errors: list[Entry]) -> Sequence[int]:
         length, limit = len(ids), self.window
@@ -221,12 +256,8 @@ class Extractor:
         )
 
     def _prefix_budget(self) -> int | None:
-        """Tokens of prefixes at once; None where prefixes cannot be shared.
-
-        An edit may look at its whole sequence, and so does what a key receives.
-        """
-        whole = self.edits or any(reading.point.is_summary for reading in self.readings)
-        if whole or not self.options.share_prefixes:
+        """Tokens of prefixes at once; None where prefixes cannot be shared."""
+        if self._looks_ahead or not self.options.share_prefixes:
             return None
         config = self.model.config
         layers = config.num_hidden_layers if self.depth is None else self.depth

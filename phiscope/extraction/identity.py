@@ -5,7 +5,7 @@ say what has changed.
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -13,27 +13,31 @@ from torch import Tensor
 
 import phiscope
 from phiscope.activations.edits import Edit, Transform
+from phiscope.config import PhiConfig
 from phiscope.errors import UnsupportedError
 from phiscope.extraction.extractor import Extractor
 from phiscope.model import PhiForCausalLM
 
 Json = Any
 _SETTINGS = ("tokens", "overflow", "dtype", "top_k", "token_ids", "share_prefixes")
+_UNREAD = {
+    *("initializer_range", "embd_pdrop", "resid_pdrop", "attention_dropout"),
+    *("bos_token_id", "eos_token_id", "dtype", "extra"),
+}
+"""Of a config: what no forward reads, and files with the same weights may tell differently."""
 
 
 def identify(extractor: Extractor, spec: Mapping[str, Json]) -> dict[str, Json]:
     """The identity of a job: model, tokenizer, reading, numerics; `spec` is the input's.
+
+    The first difference is what a user is told, so what was asked for comes before what follows
+    from it: the weights that count are those of the blocks that the points need.
 
     Raises `UnsupportedError` for an edit that has no fingerprint.
     """
     options, model = extractor.options, extractor.model
     return {
         "input": dict(spec),
-        "model": {
-            "config": _digest(repr(sorted(model.config.to_dict().items()))),
-            "weights": digest_weights(model, extractor.depth, head=_needs_head(extractor)),
-        },
-        "tokenizer": extractor.tokenizer.fingerprint,
         "reading": {
             "points": list(dict.fromkeys(str(r.point) for r in extractor.readings)),
             "pool": list(options.pool),
@@ -43,6 +47,11 @@ def identify(extractor: Extractor, spec: Mapping[str, Json]) -> dict[str, Json]:
             **{name: _plain(getattr(options, name)) for name in _SETTINGS},
         },
         "edits": [_describe_edit(edit) for edit in extractor.edits],
+        "model": {
+            "config": _digest_config(model.config),
+            "weights": digest_weights(model, extractor.depth, head=_needs_head(extractor)),
+        },
+        "tokenizer": extractor.tokenizer.fingerprint,
         "software": _describe_software(extractor),
     }
 
@@ -58,6 +67,11 @@ def digest_weights(model: PhiForCausalLM, depth: int | None, *, head: bool) -> s
         digests = pool.map(_digest_tensor, tensors.values())
         lines = [f"{name} {digest}" for name, digest in zip(tensors, digests, strict=True)]
     return _digest("\n".join(sorted(lines)))
+
+
+def _digest_config(config: PhiConfig) -> str:
+    read = {name: value for name, value in asdict(config).items() if name not in _UNREAD}
+    return _digest(repr(sorted(read.items())))
 
 
 def _is_read(name: str, depth: int | None) -> bool:
@@ -81,7 +95,7 @@ def _describe_edit(edit: Edit) -> Json:
             f"the Transform at {edit.point} has no fingerprint, so a job could not be resumed;"
             " extract under other edits, or capture"
         )
-    values = {field.name: getattr(edit, field.name) for field in fields(edit)}
+    values = {field.name: getattr(edit, field.name) for field in fields(edit) if field.init}
     return {"edit": type(edit).__name__, **{name: _plain(value) for name, value in values.items()}}
 
 

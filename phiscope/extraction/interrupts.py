@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -11,7 +11,8 @@ from types import FrameType
 def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Within the block the first Ctrl-C only makes the given function answer True.
 
-    Outside the main thread signals cannot be caught, and nothing changes.
+    Nothing changes outside the main thread, where signals cannot be caught, and in a process that
+    was told to ignore Ctrl-C, as `nohup` does.
     """
     asked = threading.Event()
 
@@ -19,9 +20,11 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        say("interrupted: finishing this shard; press Ctrl-C again to stop at once")
+        with suppress(RuntimeError):  # the signal came in the midst of other words
+            say("interrupted: finishing this shard; press Ctrl-C again to stop at once")
 
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield asked.is_set
         return
     before = signal.signal(signal.SIGINT, ask)

@@ -135,8 +135,7 @@ def _open(job: Job, diagonal: bool, resume: bool) -> PointStatistics:
     """New statistics, or those of the same job that the file has."""
     extractor = job.extractor
     columns = {
-        column.name: Moments(column.width, diagonal=diagonal)
-        for column in extractor.schema.columns
+        column.name: Moments(column.width, diagonal=diagonal) for column in extractor.schema.columns
     }
     identity = {**identify(extractor, job.source.spec), "shard_size": extractor.shard_size}
     statistics = PointStatistics(columns, {**identity, "diagonal": diagonal})

@@ -61,8 +61,9 @@ class ExtractOptions:
     def _check_counts(self) -> None:
         for name in ("window", "stride", "top_k", "shard_size", "token_budget"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if value is not None and not is_count:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
         if self.stride is not None and self.overflow != "window":
             raise ValueError(f"stride belongs to overflow='window', not {self.overflow!r}")
         if self.stride is not None and self.window is not None and self.stride > self.window:

@@ -27,6 +27,8 @@ class Text:
     """Of the tokens that count, ascending, one at least."""
     first: int
     """Its first row in a store of tokens."""
+    end: int
+    """Tokens that must be run: none after the last that counts, unless something looks ahead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +78,10 @@ def plan_waves(
 
     The prefixes of a wave hold at most `prefix_budget` tokens (or are one); None shares nothing.
     """
-    whole = [number for number, text in enumerate(texts) if _end(text) <= window]
+    whole = [number for number, text in enumerate(texts) if text.end <= window]
     groups = []
     if prefix_budget is not None:
-        groups = group_by_prefix([texts[n].ids[: _end(texts[n])] for n in whole])
+        groups = group_by_prefix([texts[n].ids[: texts[n].end] for n in whole])
     members = [[whole[m] for m in group.members] for group in groups]
     shared = {number for group in members for number in group}
     alone = [n for n in range(len(texts)) if n not in shared]
@@ -92,10 +94,10 @@ def plan_waves(
 
 
 def cut_windows(text: Text, number: int, *, window: int, stride: int) -> Iterator[Piece]:
-    """The pieces of a text that shares nothing, without the tokens after the last that counts."""
-    end, done = _end(text), 0
-    for begin in range(0, max(1, end - window + stride), stride):
-        stop = min(begin + window, end)
+    """The pieces of a text that shares nothing."""
+    done = 0
+    for begin in range(0, max(1, text.end - window + stride), stride):
+        stop = min(begin + window, text.end)
         read = _read(text, number, done, stop, begin)
         if read is not None:
             yield Piece(text.ids[begin:stop], (read,))
@@ -109,9 +111,9 @@ def _share(texts: Sequence[Text], groups: Sequence[tuple[list[int], int]]) -> Wa
         prefixes.append(Piece(ids, tuple(_read_together(texts, members, length))))
         for number in members:
             text = texts[number]
-            read = _read(text, number, length, _end(text), length)
+            read = _read(text, number, length, text.end, length)
             if read is not None:
-                pieces.append(Piece(text.ids[length : _end(text)], (read,), length, place))
+                pieces.append(Piece(text.ids[length : text.end], (read,), length, place))
     return Wave(tuple(prefixes), tuple(pieces))
 
 
@@ -135,11 +137,6 @@ def _read_together(texts: Sequence[Text], members: Sequence[int], length: int) -
     for key, numbers in owners.items():
         if len(rows[key]):
             yield Read(tuple(numbers), rows[key], 0)
-
-
-def _end(text: Text) -> int:
-    """Tokens that must be run: attention looks back only, so none after the last that counts."""
-    return int(text.positions[-1]) + 1
 
 
 def _fill(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

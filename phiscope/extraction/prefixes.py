@@ -59,13 +59,20 @@ def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[Group]:
 
 
 def _best(closed: _Range, members: Sequence[int]) -> list[Group]:
-    """The range's groups, or those of them that save more by themselves beside one of the rest."""
+    """What saves most: the range's groups, one of all, or one of the rest beside the best of them.
+
+    The rest are those that save more in it than by themselves.
+    """
     kept = [g for g in closed.groups if g.saving > closed.length * len(g.members)]
     taken = {member for group in kept for member in group.members}
     rest = Group(closed.length, tuple(sorted(set(members) - taken)))
-    worthwhile = rest.length >= LEAST_LENGTH and rest.saving >= LEAST_SAVING
-    better = rest.saving + _sum(kept) > _sum(closed.groups)
-    return [*kept, rest] if worthwhile and better else closed.groups
+    whole = Group(closed.length, tuple(sorted(members)))
+    choices = [closed.groups, [*kept, rest], [whole]]
+    return max(filter(_are_worthwhile, choices), key=_sum)
+
+
+def _are_worthwhile(groups: Sequence[Group]) -> bool:
+    return all(g.length >= LEAST_LENGTH and g.saving >= LEAST_SAVING for g in groups)
 
 
 def _sum(groups: Sequence[Group]) -> int:

@@ -9,8 +9,10 @@ from tqdm import tqdm
 
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Row
+from phiscope.extraction.verification import Verification
 from phiscope.runtime import measure_matmul_peak
 from phiscope.store import ShardRecord, StoreWriter
+from phiscope.store.manifest import read_manifest
 
 _LONG_ENOUGH = 10.0
 """Seconds of work from which its speed says something."""
@@ -33,28 +35,42 @@ class Report:
     tokens_per_second: float
     peak_share: float | None
     """Of the machine's matrix products, measured after the run; None for a short one."""
+    was_finished: bool = False
+    """Whether there was nothing left to do but to look at the input."""
+    verification: Verification | None = None
+    """The last one of the store."""
 
     def __str__(self) -> str:
-        share = "" if self.peak_share is None else f", {self.peak_share:.0%} of the matrix peak"
         state = "finished" if self.is_finished else "not finished"
+        verified = "" if self.verification is None else f"; {self.verification}"
         return (
             f"{self.out}: {state}, {self.num_rows:,} rows of {self.num_input_rows:,} texts,"
             f" {self.num_tokens:,} tokens, {self.num_bytes / 1e6:,.1f} MB,"
-            f" {self.num_bad_rows:,} bad rows; {self.seconds:.1f} s,"
-            f" {self.tokens_per_second:,.0f} tokens/s{share}"
+            f" {self.num_bad_rows:,} bad rows; {self._describe_run()}{verified}"
         )
+
+    def _describe_run(self) -> str:
+        if self.was_finished:
+            return f"it was finished before, and of this input ({self.seconds:.1f} s)"
+        share = "" if self.peak_share is None else f", {self.peak_share:.0%} of the matrix peak"
+        return f"{self.seconds:.1f} s, {self.tokens_per_second:,.0f} tokens/s{share}"
 
 
 class Progress:
-    """Counts what is done; with `shows`, on a bar on stderr after two seconds."""
+    """Counts what is done; with `shows`, on a bar on stderr after two seconds.
+
+    Without the extractor, where others compute, the share of the machine's peak is not known.
+    """
 
     def __init__(
-        self, extractor: Extractor, num_rows: int | None = None, *, shows: bool = False
+        self, extractor: Extractor | None, num_rows: int | None = None, *, shows: bool = False
     ) -> None:
         self._extractor = extractor
         self._shows = shows
         self._bar = tqdm(total=num_rows, unit="row", delay=2, disable=not shows, dynamic_ncols=True)
         self._began = time.perf_counter()
+        self._rows = 0
+        self._pieces = 0
         self._forward_tokens = 0
         self._tokens = 0
         self._bytes = 0
@@ -66,23 +82,30 @@ class Progress:
 
     def skip(self, rows: Sequence[Row]) -> None:
         """Rows that the store has already."""
-        self._bar.update(len(rows))
+        self._count(len(rows))
 
-    def advance(self, _pieces: int, tokens: int) -> None:
-        """A forward was done."""
+    def advance(self, pieces: int, tokens: int) -> None:
+        """A forward was done; its pieces stand for rows until their shard is complete."""
+        self._pieces += pieces
         self._forward_tokens += tokens
         rate = self._forward_tokens / self._elapsed()
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s, {self._bytes / 1e6:,.1f} MB")
+        words = f"{rate:,.0f} tokens/s, {self._bytes / 1e6:,.1f} MB"
+        self._bar.set_postfix_str(words, refresh=False)
+        self._bar.update(max(0, self._rows + self._pieces - self._bar.n))
 
     def finish_shard(self, num_rows: int, record: ShardRecord) -> None:
         """A shard is in the store."""
         self._tokens += record.num_tokens
         self._bytes += record.bytes
-        self._bar.update(num_rows)
+        self._count(num_rows)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
 
     def report(self, writer: StoreWriter) -> Report:
         """Close the bar and add up the store."""
-        self._bar.close()
+        self.close()
         seconds = self._elapsed()
         records = list(writer.done.values())
         return Report(
@@ -91,7 +114,7 @@ class Progress:
             num_input_rows=sum(record.end - record.begin for record in records),
             num_rows=sum(record.num_rows for record in records),
             num_tokens=sum(record.num_tokens for record in records),
-            num_bad_rows=sum("error" in entry for r in records for entry in r.errors),
+            num_bad_rows=_count_bad_rows(writer),
             num_clamped=sum(sum(record.clamped.values()) for record in records),
             num_bytes=sum(record.bytes for record in records),
             seconds=seconds,
@@ -99,15 +122,27 @@ class Progress:
             peak_share=self._measure_share(seconds),
         )
 
+    def _count(self, num_rows: int) -> None:
+        self._rows += num_rows
+        self._pieces = 0
+        self._bar.update(self._rows - self._bar.n)
+
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began
 
     def _measure_share(self, seconds: float) -> float | None:
-        if seconds < _LONG_ENOUGH or not self._forward_tokens:
-            return None
         extractor = self._extractor
+        if extractor is None or seconds < _LONG_ENOUGH or not self._forward_tokens:
+            return None
         peak = measure_matmul_peak(extractor.device, extractor.model.model.hidden_dtype)
         return count_matmul_flops(extractor) * self._forward_tokens / seconds / peak
+
+
+def _count_bad_rows(writer: StoreWriter) -> int:
+    """Of the whole store; the records of a finished one are without their errors."""
+    if writer.finished:
+        return int(read_manifest(writer.folder)["num_errors"])
+    return sum("error" in entry for record in writer.done.values() for entry in record.errors)
 
 
 def count_matmul_flops(extractor: Extractor) -> int:

@@ -55,7 +55,7 @@ class RowReader:
         self._lengths = torch.tensor(lengths, device=device)
         self._orders = torch.tensor([read.order for read in self._reads], device=device)
         self._by_place: dict[Place, list[Reading]] = defaultdict(list)
-        for reading in readings:
+        for reading in readings if self._reads else ():
             self._by_place[reading.place].append(reading)
         self._summaries: list[dict[str, Tensor]] = []
         self._pending: list[tuple[Reading, Kept]] = []
@@ -89,7 +89,7 @@ class RowReader:
 
     def _read_map(self, readings: Sequence[Reading], probs: Tensor, sequence: int) -> None:
         """Sum up each sequence's map as it comes, and read all of them with the last."""
-        names = {reading.point.name for reading in readings}
+        names = dict.fromkeys(reading.point.name for reading in readings)
         self._summaries.append({name: SUMMARIES[name](probs) for name in names})
         if sequence < self._packed.num_sequences - 1:
             return
@@ -153,7 +153,7 @@ def _find_rows(packed: Packed, pieces: Sequence[Piece]) -> tuple[list[Read], Ten
     """All reads, and the flat rows they want one after the other; None: all rows as they lie."""
     places = zip(packed.offsets, pieces, strict=False)
     found = [(read, read.rows + offset) for offset, piece in places for read in piece.reads]
-    rows = np.concatenate([rows for _, rows in found])
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *(rows for _, rows in found)])
     reads = [read for read, _ in found]
     if len(rows) == packed.num_tokens and bool((rows == np.arange(len(rows))).all()):
         return reads, None

@@ -12,7 +12,6 @@ text:S           those that hold any part of an occurrence of the string S
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,11 @@ class Tokens:
     @cached_property
     def ends(self) -> Positions:
         """(T,) the byte after each token, in the text's UTF-8."""
-        return np.array(list(accumulate(len(self.tokenizer.token_bytes(i)) for i in self.ids)))
+        text, end, ends = (self.row.text or "").encode(), 0, []
+        for token_id in self.ids:
+            end += _count_spelled(text, end, self.tokenizer.token_bytes(token_id))
+            ends.append(end)
+        return np.array(ends)
 
     def holding(self, begin: int, end: int) -> Positions:
         """Tokens with any of the characters [begin, end) of the text."""
@@ -79,7 +82,7 @@ def _prompt(_: str) -> Selection:
 def _completion(_: str) -> Selection:
     def select(tokens: Tokens) -> Positions:
         shared = tokens.holding(0, _prompt_end(tokens.row))
-        return np.arange(len(shared), len(tokens.ids))
+        return np.arange(shared[-1] + 1 if len(shared) else 0, len(tokens.ids))
 
     return select
 
@@ -145,6 +148,14 @@ def _prompt_end(row: Row) -> int:
     if row.prompt_chars is None:
         raise ValueError("the row has no prompt and completion")
     return row.prompt_chars
+
+
+def _count_spelled(text: bytes, begin: int, token: bytes) -> int:
+    """Bytes of the text that a token stands for; some tokenizers add a space before a text."""
+    for spelled in (token, token.removeprefix(b" ")):
+        if text.startswith(spelled, begin):
+            return len(spelled)
+    raise ValueError(f"at byte {begin} its tokens spell something else than the text")
 
 
 def _occurrences(ids: NDArray[Any], wanted: NDArray[Any]) -> Positions:

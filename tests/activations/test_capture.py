@@ -54,7 +54,9 @@ def their_points(model, ids):
         )
     heads = range(model.config.num_hidden_layers)
     for layer in heads:
-        found[f"attn_probs.{layer}"] = output.attentions[layer][0]
+        probs = found[f"attn_probs.{layer}"] = output.attentions[layer][0]  # (heads, T, T)
+        found[f"attn_entropy.{layer}"] = -(probs * probs.clamp(min=1e-300).log()).sum(2).T
+        found[f"attn_received.{layer}"] = probs.sum(1).T
         found[f"k_rot.{layer}"] = output.past_key_values.layers[layer].keys[0].transpose(0, 1)
         if model.config.qk_layernorm:  # transformers' (B, H, T, D)
             for name in (f"q.{layer}", f"k.{layer}"):
@@ -176,11 +178,15 @@ def test_cached_chunks_equal_the_whole(model, every_point, ids):
         model(torch.tensor([*ids[2][start:end], 3]), packed, cache=cache, plan=plan)
         pieces.append(plan.rows(0))
     for point in every_point:
-        if point.kind.shape != "map":
+        if point.kind.shape != "map" and point.name != "attn_received":
             joined = torch.cat([piece[str(point)] for piece in pieces])
             assert (joined - whole[str(point)]).abs().max() < 1e-12
     last = pieces[-1]["attn_probs.1"]
     assert (last - whole["attn_probs.1"][:, 6:]).abs().max() < 1e-12
+    received = whole["attn_received.1"].clone()  # keys of earlier chunks receive from later ones
+    for piece in pieces:
+        received[: len(piece["attn_received.1"])] -= piece["attn_received.1"]
+    assert received.abs().max() < 1e-12
 
 
 def test_a_step_plan_runs_the_whole_model_and_knows_which_logits_there_are(model, ids):
@@ -266,8 +272,9 @@ def test_pooled_while_running_equals_pooled_afterwards(model, ids, reducer):
 def test_pooling_refuses_what_cannot_be_pooled(ids):
     _, packed = pack(ids)
     pooling = Keep(reducers=("mean",))
-    with pytest.raises(PointError, match=r"attn_probs.0 is a map"):
-        plan_capture(packed, [Point("attn_probs", 0)], keep=pooling)
+    for name in ("attn_probs", "attn_entropy", "attn_received"):
+        with pytest.raises(PointError, match=rf"{name}.0 comes from a map.*extract it"):
+            plan_capture(packed, [Point(name, 0)], keep=pooling)
     mixed = [Inspection((Point("q", 0),)), Inspection(), Inspection()]
     with pytest.raises(ValueError, match="same points for every sequence"):
         CapturePlan(packed, mixed, keep=pooling)

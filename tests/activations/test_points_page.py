@@ -23,6 +23,7 @@ SHAPES = {
     "heads": "(T, heads, head_dim)",
     "kv_heads": "(T, kv_heads, head_dim)",
     "map": "(heads, T, K)",
+    "head": "(T, heads)",
 }
 
 

@@ -119,7 +119,8 @@ def test_verify_finds_states_that_are_not_those_of_the_model(run, extracted):
     (extracted / "manifest.json").write_text(json.dumps(manifest))
     code, out, _ = run("verify", extracted)
     assert code == 1
-    assert [line.split()[-1] for line in out.splitlines()[4:]] == ["yes", "NO", "yes", "yes"]
+    table = out.partition("column ")[2].splitlines()[1:]
+    assert [line.split()[-1] for line in table] == ["yes", "NO", "yes", "yes"]
 
 
 def test_verify_with_another_input_names_the_rows(run, extracted):
