@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 import phiscope
-from phiscope.extraction.arrow_function import ArrowFunction, make_arrow_function
+from phiscope.extraction.cluster.arrow_function import ArrowFunction, make_arrow_function
 
 TEXTS = {
     "add": "def add(a, b):\n    return a + b\n",

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from phiscope.extraction.inputs import Fields
     from phiscope.extraction.options import ExtractOptions
     from phiscope.extraction.progress import Report
-    from phiscope.extraction.statistics import PointStatistics
     from phiscope.generation.completion import Completion
     from phiscope.generation.engine import Engine
     from phiscope.generation.options import GenerationOptions
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from phiscope.packing import Packed, pack
     from phiscope.prompts import FORMATS, PromptFormat
     from phiscope.runtime import MODES, Mode
+    from phiscope.statistics.point_statistics import PointStatistics
     from phiscope.store import Store, open_store
     from phiscope.tokenizer import Tokenizer, load_tokenizer
 
@@ -62,7 +62,7 @@ _HOMES = {
     "extraction.inputs": ("Fields",),
     "extraction.options": ("ExtractOptions",),
     "extraction.progress": ("Report",),
-    "extraction.statistics": ("PointStatistics",),
+    "statistics.point_statistics": ("PointStatistics",),
     "generation.completion": ("Completion",),
     "generation.engine": ("Engine",),
     "generation.options": ("GenerationOptions",),

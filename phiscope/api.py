@@ -33,7 +33,6 @@ from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
 from phiscope.extraction.job import Job, run_job
-from phiscope.extraction.measuring import Measured, measure
 from phiscope.extraction.options import make_options
 from phiscope.extraction.progress import Progress, Report
 from phiscope.generation.engine import Engine
@@ -45,6 +44,7 @@ from phiscope.model import PhiForCausalLM
 from phiscope.packing import Packed
 from phiscope.prompts import select_format
 from phiscope.runtime import Mode, fit_slots
+from phiscope.statistics.measuring import Measured, measure
 from phiscope.texts import Text, list_texts, read_text
 from phiscope.tokenizer import Tokenizer
 

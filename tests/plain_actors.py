@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+from phiscope.extraction.cluster.crew import Description, Task
 from phiscope.extraction.inputs import Row
-from phiscope.extraction.ray_crew import Description, Task
 from phiscope.store import Column, Schema
 from phiscope.store.header import StoreHeader
 

@@ -125,14 +125,14 @@ def run_shard(extractor, rows, begin=0):
     shard = extractor.read(rows, begin)
     sheet = Sheet(extractor.schema, shard.num_rows)
     collector = extractor.run(shard, sheet, lambda *done: forwards.append(done))
-    origin, kept = extractor.describe(shard, collector)
+    origin, kept = shard.describe(collector)
     assert (origin.begin, origin.end) == (begin, begin + len(rows))
     assert not any(missing[kept].any() for missing in sheet.missing.values())
     stored = {name: values[kept] for name, values in sheet.columns.items()}
     return Extracted(
         {c.name: widen(stored[c.name], c.dtype) for c in extractor.schema.columns},
         b"".join(values.tobytes() for values in stored.values()),
-        [key for key, keep in zip(_list_keys(extractor.keys(shard)), kept, strict=True) if keep],
+        [key for key, keep in zip(_list_keys(shard.keys()), kept, strict=True) if keep],
         origin.num_tokens,
         list(origin.errors),
         dict(origin.clamped),

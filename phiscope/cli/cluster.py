@@ -10,8 +10,8 @@ from phiscope.cli.job import Request, make_notes
 from phiscope.cli.printing import shows_progress
 
 if TYPE_CHECKING:
+    from phiscope.extraction.cluster.session import Cluster
     from phiscope.extraction.progress import Report
-    from phiscope.extraction.ray_session import Cluster
     from phiscope.extraction.recipe import Recipe
 
 _OWN = "local"
@@ -48,8 +48,8 @@ def check_cluster(arguments: Namespace) -> None:
 
 def run_on_cluster(arguments: Namespace, request: Request, out: Path) -> "Report":
     """Run or resume the job; this process loads no model."""
+    from phiscope.extraction.cluster.ray_job import ClusterJob, run_on_ray
     from phiscope.extraction.progress import Progress
-    from phiscope.extraction.ray_cluster import ClusterJob, run_on_ray
 
     job = ClusterJob(
         recipe=make_recipe(arguments, request),
@@ -81,7 +81,7 @@ def make_recipe(arguments: Namespace, request: Request) -> "Recipe":
 
 
 def _make_cluster(arguments: Namespace) -> "Cluster":
-    from phiscope.extraction.ray_session import Cluster
+    from phiscope.extraction.cluster.session import Cluster
 
     with usage_errors():
         return Cluster(

@@ -11,7 +11,7 @@ from phiscope.cli.exits import OK, UsageError, usage_errors
 from phiscope.cli.printing import emit_json, note, show_bytes, show_count
 
 if TYPE_CHECKING:
-    from phiscope.extraction.statistics import PointStatistics
+    from phiscope.statistics.point_statistics import PointStatistics
 
 _MAX_NAMED = 8
 _NOTES = """\
@@ -108,7 +108,7 @@ def _export_gguf(arguments: Namespace, out: Path) -> list[str]:
 
 def _measure(path: str, names: Sequence[str] | None) -> "PointStatistics":
     """The statistics of the columns named, of a store or from a file."""
-    from phiscope.extraction.statistics import PointStatistics, measure_store
+    from phiscope.statistics.point_statistics import PointStatistics, measure_store
     from phiscope.store import open_store
     from phiscope.store.export import select_columns
 

@@ -24,8 +24,8 @@ from phiscope.cli.printing import (
 if TYPE_CHECKING:
     from phiscope.extraction.forecast import Forecast
     from phiscope.extraction.job import Job
-    from phiscope.extraction.measuring import Measured
     from phiscope.extraction.progress import Progress, Report
+    from phiscope.statistics.measuring import Measured
 
 _EXTRACT_NOTES = """\
 The store is a folder that `datasets.load_from_disk`, pyarrow, polars and numpy
@@ -134,7 +134,7 @@ def _run_here(arguments: Namespace, request: Request, out: Path) -> "Report":
 
 
 def _measure(arguments: Namespace, request: Request, out: Path) -> "Measured":
-    from phiscope.extraction.measuring import measure
+    from phiscope.statistics.measuring import measure
 
     job = make_job(arguments, request, out)
     resume, progress = arguments.resume, _make_progress(job)

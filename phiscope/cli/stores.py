@@ -19,8 +19,8 @@ from phiscope.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from phiscope.extraction.view import StoreView
     from phiscope.store import Store
+    from phiscope.views.view import StoreView
 
 
 def _add_view_arguments(parser: ArgumentParser) -> None:
@@ -39,8 +39,8 @@ def _add_view_arguments(parser: ArgumentParser) -> None:
 
 
 def _run_view(arguments: Namespace) -> int:
-    from phiscope.extraction.view import tabulate, view_store
     from phiscope.store import open_store
+    from phiscope.views.view import tabulate, view_store
 
     store = open_store(arguments.store)
     view = view_store(store, column=arguments.column, labels=_read_labels(arguments, store))
@@ -63,12 +63,12 @@ def _read_labels(arguments: Namespace, store: "Store") -> dict[str, str] | None:
 
 def _draw(arguments: Namespace, view: "StoreView") -> None:
     if arguments.png:
-        from phiscope.extraction.picture import draw_png
+        from phiscope.views.picture import draw_png
 
         draw_png(view, Path(arguments.png))
         note(f"{arguments.png}: {view.name}, {view.sampling}")
     elif not arguments.json:
-        from phiscope.extraction.text_picture import draw_text
+        from phiscope.views.text_picture import draw_text
 
         emit("")
         for line in draw_text(view, screen_width()):
@@ -112,7 +112,7 @@ def _merge_folders(parts: Sequence[Path], out: Path) -> dict[str, int]:
 
 
 def _merge_files(parts: Sequence[Path], out: Path) -> dict[str, int]:
-    from phiscope.extraction.statistics import merge_statistics
+    from phiscope.statistics.point_statistics import merge_statistics
 
     if out.exists():
         raise UsageError(f"{out} is there; give another file")

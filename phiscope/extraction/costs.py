@@ -7,9 +7,10 @@ from math import ceil
 import pyarrow as pa
 
 from phiscope.cache import PrefixCache
-from phiscope.extraction.extractor import Extractor, Shard
+from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.pieces import Piece
 from phiscope.extraction.progress import count_matmul_flops
+from phiscope.extraction.shard import Shard
 from phiscope.store.schema import BATCH_BYTES
 
 _HEAD_ROWS = 256

@@ -4,15 +4,10 @@ Shard by shard and alone: batches are planned from the shard's own rows, so any 
 and any interruption give the same bytes.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from phiscope.activations.capture import plan_capture
 from phiscope.activations.edits import Edit, Knockout
@@ -26,9 +21,9 @@ from phiscope.extraction.pieces import Piece, Text, Wave, plan_waves
 from phiscope.extraction.reader import RowReader
 from phiscope.extraction.readings import find_depth, make_readings, make_schema
 from phiscope.extraction.selection import Tokens, parse_selection
+from phiscope.extraction.shard import Entry, Shard, count_rows, digest_rows, make_entry
 from phiscope.model import PhiForCausalLM, refuse_dropout
 from phiscope.packing import Packed, pack_lengths, plan_batches, read_tokens
-from phiscope.store import ShardKeys, ShardOrigin
 from phiscope.tokenizer import Tokenizer
 
 _PREFIX_BYTES = 384_000_000
@@ -37,27 +32,8 @@ _SHARD_ROWS = 512
 _SHARD_BYTES = 256_000_000
 _TYPICAL_TOKENS = 256
 """Of a text, where the size of a shard of token rows is guessed."""
-Entry = dict[str, Any]
 Watch = Callable[[int, int], None]
 """Told of each forward's sequences and tokens when it is done."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """A shard's rows as they will be run."""
-
-    begin: int
-    end: int
-    texts: tuple[Text, ...]
-    errors: tuple[Entry, ...]
-    """Bad rows and warnings, as errors.jsonl has them."""
-    input_sha256: str
-    num_rows: int
-    """Rows of the table, if none turns out bad."""
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(text.ids) for text in self.texts)
 
 
 class Extractor:
@@ -116,12 +92,17 @@ class Extractor:
             try:
                 text = self._read_row(row, next(encoded), first, errors)
             except (ValueError, TypeError) as fault:
-                errors.append(_entry(row, error=str(fault)))
+                errors.append(make_entry(row, error=str(fault)))
                 continue
             texts.append(text)
-            first += self._count_rows(text)
+            first += count_rows(text, self.schema)
         return Shard(
-            begin, begin + len(rows), tuple(texts), tuple(errors), digest_rows(rows), first
+            begin=begin,
+            end=begin + len(rows),
+            texts=tuple(texts),
+            schema=self.schema,
+            errors=tuple(errors),
+            input_sha256=digest_rows(rows),
         )
 
     def run(self, shard: Shard, sink: Sink, watch: Watch | None = None) -> Collector:
@@ -138,49 +119,6 @@ class Extractor:
         """The batches that `run` would run."""
         waves = self._plan(shard.texts)
         return [batch for wave in waves for batch in self._batches(wave)]
-
-    def describe(self, shard: Shard, collector: Collector) -> tuple[ShardOrigin, NDArray[Any]]:
-        """What a store records of a finished shard, and a mask (rows,) of those it keeps."""
-        bad = collector.faults
-        warnings = {
-            (owner, name): f"{count} values of {name} beyond {self.options.dtype} were clamped"
-            for (owner, name), count in sorted(collector.clamped.items())
-            if owner not in bad
-        }
-        entries = [
-            *shard.errors,
-            *(_entry(shard.texts[n].row, error=fault) for n, fault in bad.items()),
-            *(_entry(shard.texts[n].row, warning=text) for (n, _), text in warnings.items()),
-        ]
-        origin = ShardOrigin(
-            begin=shard.begin,
-            end=shard.end,
-            num_tokens=sum(len(t.ids) for n, t in enumerate(shard.texts) if n not in bad),
-            input_sha256=shard.input_sha256,
-            clamped=self._count_clamped(collector),
-            errors=tuple(sorted(entries, key=lambda entry: entry["index"])),
-        )
-        return origin, self._mask(shard, bad)
-
-    def keys(self, shard: Shard) -> ShardKeys:
-        """The leading columns of a shard's table."""
-        texts = shard.texts
-        if self.schema.level == "texts":
-            ids = pa.array([text.row.id for text in texts], pa.string())
-            lengths = np.array([len(text.ids) for text in texts], dtype=np.int32)
-            hashes = pa.array([text.row.sha256 for text in texts], pa.string())
-            return ShardKeys(ids=ids, first=lengths, second=hashes)
-        counts = [len(text.positions) for text in texts]
-        places = np.repeat(np.arange(len(texts)), counts)
-        ids = pa.array([text.row.id for text in texts], pa.string()).take(pa.array(places))
-        positions = [text.positions.astype(np.int32) for text in texts]
-        tokens = [np.asarray(text.ids, dtype=np.int32)[text.positions] for text in texts]
-        none = np.zeros(0, dtype=np.int32)
-        return ShardKeys(
-            ids=ids,
-            first=np.concatenate([none, *positions]),
-            second=np.concatenate([none, *tokens]),
-        )
 
     def _check(self) -> None:
         """Refuse what would silently be something else than was asked for."""
@@ -244,11 +182,8 @@ class Extractor:
             return ids
         if self.options.overflow == "error":
             raise ValueError(f"{length} tokens exceed the {limit} that are read at once")
-        errors.append(_entry(row, warning=f"of {length} tokens the first {limit} were read"))
+        errors.append(make_entry(row, warning=f"of {length} tokens the first {limit} were read"))
         return ids[:limit]
-
-    def _count_rows(self, text: Text) -> int:
-        return 1 if self.schema.level == "texts" else len(text.positions)
 
     def _plan(self, texts: Sequence[Text]) -> Iterator[Wave]:
         return plan_waves(
@@ -307,35 +242,6 @@ class Extractor:
         with torch.inference_mode():
             self.model.model(ids, packed, cache=cache, plan=reader)
         reader.finish()
-
-    def _count_clamped(self, collector: Collector) -> dict[str, int]:
-        counts = {reading.column.name: 0 for reading in self.readings}
-        for (owner, name), count in collector.clamped.items():
-            if owner not in collector.faults:
-                counts[name] += count
-        return counts
-
-    def _mask(self, shard: Shard, bad: dict[int, str]) -> NDArray[Any]:
-        kept = np.ones(shard.num_rows, dtype=bool)
-        for number in bad:
-            text = shard.texts[number]
-            first = number if self.schema.level == "texts" else text.first
-            kept[first : first + self._count_rows(text)] = False
-        return kept
-
-
-def digest_rows(rows: Sequence[Row]) -> str:
-    """A fingerprint of input rows: what they are called and what they hold."""
-    digest = hashlib.sha256()
-    for row in rows:
-        content = row.fault if row.fault is not None else row.sha256
-        parts = (row.id, content, row.prompt_chars, row.span, row.label)
-        digest.update(repr(parts).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _entry(row: Row, **what: str) -> Entry:
-    return {"index": row.index, "id": row.id, **what}
 
 
 def _ignore(_pieces: int, _tokens: int) -> None:

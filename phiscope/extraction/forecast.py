@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from phiscope.errors import InputError
 from phiscope.extraction.costs import Costs
-from phiscope.extraction.extractor import Extractor, Shard
+from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Row
 from phiscope.extraction.job import Job
 from phiscope.extraction.pieces import Piece, Text
+from phiscope.extraction.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def _measure_speed(job: Job, outline: _Outline, seconds: float) -> float:
     while count == 0 or time.perf_counter() - began < seconds / 2:
         speeds = speeds if count == len(texts) else []
         count = min(len(texts), max(1, 2 * count))
-        shard = Shard(0, count, tuple(texts[-count:]), (), "", 0)
+        shard = Shard(begin=0, end=count, texts=tuple(texts[-count:]), schema=extractor.schema)
         operations = sum(map(costs.count_operations, extractor.plan(shard)))
         before = time.perf_counter()
         extractor.run(shard, _Nowhere())

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from phiscope.errors import StoreError
-from phiscope.extraction.extractor import Extractor, digest_rows
+from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.identity import identify
 from phiscope.extraction.inputs import Row, Source
 from phiscope.extraction.interrupts import interruptible
 from phiscope.extraction.progress import Progress, Report
+from phiscope.extraction.shard import digest_rows
 from phiscope.extraction.verification import (
     RowSample,
     Verification,
@@ -142,10 +143,8 @@ def run_shard(
     shard = extractor.read(rows, number * extractor.shard_size)
     with writer.scratch(shard.num_rows) as scratch:
         collector = extractor.run(shard, scratch, progress.advance)
-        origin, kept = extractor.describe(shard, collector)
-        record = writer.write_shard(
-            number, extractor.keys(shard), scratch, origin=origin, kept=kept
-        )
+        origin, kept = shard.describe(collector)
+        record = writer.write_shard(number, shard.keys(), scratch, origin=origin, kept=kept)
     progress.finish_shard(len(rows), record)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from phiscope.errors import StoreError
 from phiscope.extraction.comparison import Comparison, Deviation
-from phiscope.extraction.extractor import Extractor, digest_rows
+from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.identity import identify
 from phiscope.extraction.inputs import Row
+from phiscope.extraction.shard import digest_rows
 from phiscope.store import Schema, Store
 from phiscope.store.header import StoreHeader, show
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from small_stores import make_text_store, make_token_store
 
-from phiscope.extraction.projection import find_components, project_column
-from phiscope.extraction.sample import sample_rows
 from phiscope.store import Column
+from phiscope.views.projection import find_components, project_column
+from phiscope.views.sample import sample_rows
 
 COLUMN = Column(name="resid_post.1.mean", dtype="float32", shape=(5,))
 

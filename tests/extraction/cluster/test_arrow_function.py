@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from phiscope.errors import InputError, PointError
-from phiscope.extraction.arrow_function import make_arrow_function
+from phiscope.extraction.cluster.arrow_function import make_arrow_function
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
 from phiscope.extraction.job import Job, run_job
@@ -15,7 +15,7 @@ from phiscope.extraction.options import make_options
 from phiscope.loading import ModelSpec
 from phiscope.store import open_store
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "arrow_batches.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "arrow_batches.py"
 TEXTS = [f"def f{i}(x): return x + {i}\n" * (1 + i % 3) for i in range(10)]
 POOLED = {"points": "resid_post.[0,1]", "pool": ("mean", "last"), "shard_size": 4}
 TOKENS = {"points": "resid_post.0", "shard_size": 4}

@@ -13,13 +13,19 @@ from typing import Any
 
 import torch
 
+from phiscope.extraction.cluster.actor import ShardActor
+from phiscope.extraction.cluster.crew import Crew, Task
+from phiscope.extraction.cluster.session import (
+    Allotment,
+    Cluster,
+    allot,
+    list_resources,
+    open_session,
+)
 from phiscope.extraction.inputs import Row, Source
 from phiscope.extraction.interrupts import interruptible
 from phiscope.extraction.job import check_all_read, is_done
 from phiscope.extraction.progress import Progress, Report
-from phiscope.extraction.ray_actor import ShardActor
-from phiscope.extraction.ray_crew import Crew, Task
-from phiscope.extraction.ray_session import Allotment, Cluster, allot, list_resources, open_session
 from phiscope.extraction.recipe import Recipe
 from phiscope.runtime import MODES
 from phiscope.store import StoreWriter

@@ -13,13 +13,13 @@ from plain_actors import PlainActor, make_header, make_task
 from telling_recipe import TellingRecipe
 
 from phiscope.errors import MissingExtraError, StoreError, UnsupportedError
+from phiscope.extraction.cluster.actor import ShardActor
+from phiscope.extraction.cluster.crew import Crew
+from phiscope.extraction.cluster.ray_job import Cluster, ClusterJob, run_on_ray
+from phiscope.extraction.cluster.session import Allotment, allot, open_session
 from phiscope.extraction.inputs import open_source
 from phiscope.extraction.job import Job, run_job
 from phiscope.extraction.options import make_options
-from phiscope.extraction.ray_actor import ShardActor
-from phiscope.extraction.ray_cluster import Cluster, ClusterJob, run_on_ray
-from phiscope.extraction.ray_crew import Crew
-from phiscope.extraction.ray_session import Allotment, allot, open_session
 from phiscope.extraction.recipe import Recipe
 from phiscope.loading import ModelSpec
 from phiscope.store.journal import read_journal
@@ -37,8 +37,8 @@ PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), *sys.path])
 """For processes that shall find the package and the tests."""
 KILLED_DRIVER = """
 import os, signal, sys
-from test_ray_cluster import RECIPE, SHARD_SIZE, TEXTS, make_job
-from phiscope.extraction.ray_cluster import Cluster, run_on_ray
+from test_ray_job import RECIPE, SHARD_SIZE, TEXTS, make_job
+from phiscope.extraction.cluster.ray_job import Cluster, run_on_ray
 
 def texts():
     for number, text in enumerate(TEXTS):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from phiscope.activations.points import Point
-from phiscope.extraction.curves import (
+from phiscope.views.curves import (
     find_main_column,
     split_column,
     trace_layers,

@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from phiscope.errors import NonFiniteError, StoreError
-from phiscope.extraction.moments import Kind, Labels, Moments, Rows, read_rows
-from phiscope.extraction.statistics_file import (
+from phiscope.statistics.file import (
     Range,
     StatisticsFile,
     join_ranges,
     write_statistics,
 )
+from phiscope.statistics.moments import Kind, Labels, Moments, Rows, read_rows
 from phiscope.store.column import ColumnView, widen
 from phiscope.store.reader import Store
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from phiscope.activations.edits import Edit
 from phiscope.activations.points import PointSpec
-from phiscope.extraction.extractor import Extractor, Shard
+from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, Row, open_source
 from phiscope.extraction.options import make_options
 from phiscope.extraction.readings import make_schema
 from phiscope.extraction.recipe import Recipe
+from phiscope.extraction.shard import Shard
 from phiscope.loading import ModelSpec
 from phiscope.store import Column, Schema, Scratch, ShardKeys, ShardOrigin, widen
 
@@ -121,8 +122,8 @@ class ArrowFunction:
     ) -> Iterator[pa.RecordBatch]:
         shard = extractor.read(rows, begin)
         with Scratch(Path(tempfile.gettempdir()), self.table.columns, shard.num_rows) as scratch:
-            origin, kept = extractor.describe(shard, extractor.run(shard, scratch))
-            result = _Result(self, rows, shard, extractor.keys(shard), scratch, origin)
+            origin, kept = shard.describe(extractor.run(shard, scratch))
+            result = _Result(self, rows, shard, shard.keys(), scratch, origin)
             owners, places = result.lay_out(kept)
             for start in range(0, len(places), self.table.batch_rows):
                 chosen = slice(start, start + self.table.batch_rows)
@@ -144,9 +145,9 @@ class _Result:
         """For each row that is given, its input row, and its row of the shard or `_ABSENT`."""
         spans = {}
         for number, text in enumerate(self.shard.texts):
-            span = self._find_span(number)
-            if kept[span[0]]:
-                spans[text.row.index] = span
+            span = self.shard.span(number)
+            if kept[span.start]:
+                spans[text.row.index] = np.arange(span.start, span.stop)
         given = [spans.get(row.index, _NOTHING) for row in self.rows]
         owners = np.repeat(np.arange(len(given)), [len(span) for span in given])
         return owners, np.concatenate(given)
@@ -162,12 +163,6 @@ class _Result:
             *(self._make_words(kind, owners) for kind in ("error", "warning")),
         ]
         return pa.record_batch(arrays, schema=self.function.schema)
-
-    def _find_span(self, number: int) -> NDArray[np.int64]:
-        text = self.shard.texts[number]
-        if self.function.table.level == "texts":
-            return np.array([number])
-        return np.arange(text.first, text.first + len(text.positions))
 
     def _make_column(self, column: Column, places: NDArray[np.int64]) -> pa.Array:
         there = places != _ABSENT

@@ -5,10 +5,10 @@ from math import log
 
 import numpy as np
 
-from phiscope.extraction.curves import EMBEDDINGS, Curve
-from phiscope.extraction.picture import find_classes, is_steep
-from phiscope.extraction.projection import Projection
-from phiscope.extraction.view import StoreView, show_number
+from phiscope.views.curves import EMBEDDINGS, Curve
+from phiscope.views.picture import find_classes, is_steep
+from phiscope.views.projection import Projection
+from phiscope.views.view import StoreView, show_number
 
 LEAST_WIDTH = 40
 _MOST_HEIGHT = 24

@@ -18,7 +18,7 @@ from torch import Tensor
 from phiscope.checkpoint.safetensors_format import read_header
 from phiscope.checkpoint.stored import StoredTensor, WeightFile, view_bytes
 from phiscope.errors import CheckpointError, StoreError
-from phiscope.extraction.moments import Kind, Moments, describe_kind
+from phiscope.statistics.moments import Kind, Moments, describe_kind
 from phiscope.store.tensor_file import TensorEntry, write_tensor_file
 from phiscope.strict import parse_json_object
 

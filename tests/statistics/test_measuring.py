@@ -5,8 +5,8 @@ import pytest
 
 import phiscope
 from phiscope import Fields, PointError, StoreError
-from phiscope.extraction import measuring
-from phiscope.extraction.statistics import PointStatistics, merge_statistics
+from phiscope.statistics import measuring
+from phiscope.statistics.point_statistics import PointStatistics, merge_statistics
 
 LABELLED = Fields(label="label")
 

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from phiscope.errors import PointError, StoreError
-from phiscope.extraction.extractor import Extractor, Shard, digest_rows
+from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.identity import identify
 from phiscope.extraction.inputs import Row
 from phiscope.extraction.interrupts import interruptible
 from phiscope.extraction.job import Job
-from phiscope.extraction.moments import Moments
 from phiscope.extraction.progress import Progress
-from phiscope.extraction.statistics import PointStatistics
+from phiscope.extraction.shard import Shard, digest_rows
+from phiscope.statistics.moments import Moments
+from phiscope.statistics.point_statistics import PointStatistics
 from phiscope.store import Disk, Scratch, ShardOrigin
 from phiscope.store.header import StoreHeader
 
@@ -171,7 +172,7 @@ def _count_shard(
     folder = job.out.absolute().parent
     with Scratch(folder, extractor.schema.columns, shard.num_rows) as scratch:
         collector = extractor.run(shard, scratch, progress.advance)
-        origin, kept = extractor.describe(shard, collector)
+        origin, kept = shard.describe(collector)
         chosen = np.flatnonzero(kept)
         labels = _label(extractor, shard)
         for begin in range(0, len(chosen), _BLOCK):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiscope.errors import MissingExtraError, StoreError
-from phiscope.extraction.curves import EMBEDDINGS, Curve
-from phiscope.extraction.projection import Projection
-from phiscope.extraction.view import StoreView
 from phiscope.store.disk import Disk
 from phiscope.store.tensor_file import write_whole
+from phiscope.views.curves import EMBEDDINGS, Curve
+from phiscope.views.projection import Projection
+from phiscope.views.view import StoreView
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

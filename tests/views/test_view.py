@@ -5,9 +5,9 @@ import pytest
 from small_stores import make_text_store, make_token_store
 
 from phiscope.errors import StoreError
-from phiscope.extraction.view import describe_store, tabulate, view_store
 from phiscope.store import Column, set_verification
 from phiscope.store.reader import open_store
+from phiscope.views.view import describe_store, tabulate, view_store
 
 IDS = [f"text-{i}" for i in range(9)]
 COLUMNS = [

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from phiscope.extraction.sample import RowNumbers, find_ids, sample_rows
 from phiscope.store.reader import Store
+from phiscope.views.sample import RowNumbers, find_ids, sample_rows
 
 PCA_ROWS = 1_000
 """As many points as a scatter plot shows one by one, and a decomposition takes a second for."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phiscope.extraction.curves import Curve, find_main_column, trace_layers, trace_positions
-from phiscope.extraction.projection import Projection, project_column
-from phiscope.extraction.sample import RowNumbers, sample_rows
 from phiscope.store.column import ColumnView
 from phiscope.store.reader import Store
+from phiscope.views.curves import Curve, find_main_column, trace_layers, trace_positions
+from phiscope.views.projection import Projection, project_column
+from phiscope.views.sample import RowNumbers, sample_rows
 
 SAMPLE_ROWS = 10_000
 _NUMBERS_AT_ONCE = 2**22

@@ -6,8 +6,8 @@ from safetensors import safe_open
 from small_stores import make_text_store, make_token_store
 
 from phiscope.errors import NonFiniteError, StoreError
-from phiscope.extraction.moments import Moments
-from phiscope.extraction.statistics import PointStatistics, measure_store, merge_statistics
+from phiscope.statistics.moments import Moments
+from phiscope.statistics.point_statistics import PointStatistics, measure_store, merge_statistics
 from phiscope.store import Column
 from phiscope.store.control_vector import export_control_vector
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phiscope.errors import NonFiniteError
-from phiscope.extraction.moments import BLOCK_ROWS, Moments
+from phiscope.statistics.moments import BLOCK_ROWS, Moments
 
 NAMES = ("calm", "rude", None)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from phiscope.errors import StoreError
+from phiscope.extraction.cluster.crew import Description
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.identity import identify
 from phiscope.extraction.inputs import Row
-from phiscope.extraction.ray_crew import Description
 from phiscope.extraction.recipe import Recipe
 from phiscope.store import Disk, Scratch, ShardRecord, write_shard
 from phiscope.store.header import StoreHeader
@@ -72,12 +72,12 @@ class ShardActor:
         disk.check()
         shard = extractor.read(rows, number * extractor.shard_size)
         with Scratch(folder, extractor.schema.columns, shard.num_rows) as scratch:
-            origin, kept = extractor.describe(shard, extractor.run(shard, scratch))
+            origin, kept = shard.describe(extractor.run(shard, scratch))
             return write_shard(
                 folder,
                 extractor.schema,
                 number,
-                extractor.keys(shard),
+                shard.keys(),
                 scratch,
                 origin=origin,
                 kept=kept,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from phiscope.errors import MissingExtraError, StoreError
-from phiscope.extraction.curves import Curve
-from phiscope.extraction.picture import draw_png, find_classes, is_steep
-from phiscope.extraction.projection import Projection
-from phiscope.extraction.text_picture import draw_text
-from phiscope.extraction.view import StoreView
+from phiscope.views.curves import Curve
+from phiscope.views.picture import draw_png, find_classes, is_steep
+from phiscope.views.projection import Projection
+from phiscope.views.text_picture import draw_text
+from phiscope.views.view import StoreView
 
 LAYERS = Curve(name="residual stream", places=(-1, 0, 1, 2), norms=(1.0, 2.0, 3.0, 4.0))
 POSITIONS = Curve(
