@@ -16,7 +16,7 @@ help:  ## list these targets
 	@echo "Phiscope: make TARGET, where TARGET is one of"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.ready  ## set up, then generate, show hidden states and compare texts
+demo: $(VENV)/.ready  ## set up, then generate, show hidden states and extract a corpus's
 	@$(BIN)/python examples/demo.py
 
 test: lint wheel-test  ## set up with all extras, then lint, check types and test

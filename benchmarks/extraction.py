@@ -13,6 +13,7 @@ sentence-transformers, transformer_lens, interp-engine and nnsight; one that lac
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,12 +29,13 @@ from phiscope.runtime import MODES
 sys.path.append(str(Path(__file__).parent / "peers"))
 from accuracy import measure_errors
 from corpus import Corpus, count_tokens, make_lognormal, make_short
-from crew import PEERS, Crew
+from crew import OURS, PEERS, Crew
 from outcome import KINDS
-from products import Products
-from summary import ARITHMETIC, Comparison, all_speeds, describe_products, make_table
+from products import DTYPES, Products
+from summary import Comparison, all_speeds, describe_products, make_table
 
-MODE_GROUPS = {f"phiscope {mode}": mode for mode in ("bf16-cpu", "bf16-fp32-cpu")}
+CPU_MODES = ("bf16-cpu", "bf16-fp32-cpu")
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SMALL = ["hidden_size=256", "num_hidden_layers=4", "num_attention_heads=8"]
 SMALL += ["num_key_value_heads=8", "intermediate_size=1024"]
 NUM_ERROR_TEXTS = 8
@@ -43,7 +45,7 @@ METHOD = (
     "Every block is run by every setting in turn, the order rotated from block to block. A forward"
     " that gives several kinds of result is run once and charged to each of them, with what keeping"
     " that kind takes. Peers keep results in memory, phiscope writes them to a store. Errors are"
-    " against float64 arithmetic on the same bf16 weights: of all numbers, of the worst row"
+    " against float64 arithmetic on the same weights: of all numbers, of the worst row"
     " relative to its length, and of all rows together."
 )
 
@@ -70,10 +72,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers-python", help="the Python of an environment with the peers")
     parser.add_argument("--texts", type=int, help="of either corpus; default 256, small: 32")
     parser.add_argument("--blocks", type=int, help="default 8, small: 2")
+    parser.add_argument(
+        "--peers-every", type=int, default=1, metavar="N", help="peers run each Nth block only"
+    )
     parser.add_argument("--token-budget", type=int, default=2048, help="of phiscope's batches")
+    parser.add_argument(
+        "--modes", nargs="+", default=CPU_MODES, choices=MODES, help="phiscope's, of one dtype and"
+        " device, which are the peers', too"
+    )  # fmt: skip
     parser.add_argument("--name", help="of the result; default extraction, small: not written")
-    names = [*PEERS, *MODE_GROUPS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="NAME")
     options = parser.parse_args()
     if options.small == (options.checkpoint is not None):
         parser.error("give either --checkpoint FOLDER or --small")
@@ -90,13 +98,16 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "lognormal": make_lognormal(options.texts, options.blocks),
         "short": make_short(options.texts, max(1, options.blocks // 4)),
     }
-    crew, products = Crew(), Products(config)
+    crew = Crew()
+    arithmetics = [DTYPE_NAMES[MODES[mode].compute_dtype] for mode in options.modes]
+    products = Products(config, list(dict.fromkeys(arithmetics)), MODES[options.modes[0]].device)
     try:
         versions = start(crew, options)
         errors = find_errors(crew, folder, config.num_hidden_layers // 2 + 1)
         flops: list[dict[str, float]] = []
         seconds = {
-            name: run_blocks(crew, corpus, products, flops) for name, corpus in corpora.items()
+            name: run_blocks(crew, corpus, products, flops, options.peers_every)
+            for name, corpus in corpora.items()
         }
         memory = describe_memory(crew)
     finally:
@@ -104,24 +115,22 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures = describe(config, corpora, products, flops)
     figures |= {"versions": versions, "absent": crew.absent, "memory": memory}
     figures["minutes"] = round(crew.seconds / 60, 1)
-    return figures | compare(crew, corpora, seconds, figures, errors)
+    return figures | compare(crew, options.modes, corpora, seconds, figures, errors)
 
 
 def start(crew: Crew, options: argparse.Namespace) -> dict[str, str]:
     """Phiscope first, since a peer that needs much memory looks at what is left."""
-    checkpoint = str(options.checkpoint)
-    wanted = {group: mode for group, mode in MODE_GROUPS.items() if group in options.only}
-    crew.absent |= {group: "no such mode" for group, mode in wanted.items() if mode not in MODES}
-    modes = [mode for group, mode in wanted.items() if group not in crew.absent]
-    if modes:
-        crew.start(
-            "phiscope", sys.executable, "ours.py", checkpoint, str(options.token_budget), *modes
-        )
-    peers = [name for name in PEERS if name in options.only]
+    checkpoint, budget = str(options.checkpoint), str(options.token_budget)
+    crew.start(OURS, sys.executable, "ours.py", checkpoint, budget, *options.modes)
     if options.peers_python is None:
-        crew.absent |= dict.fromkeys(peers, "no --peers-python")
+        crew.absent |= dict.fromkeys(options.peers, "no --peers-python")
         return {}
-    worker = crew.start("peers", options.peers_python, "worker.py", checkpoint, *peers)
+    mode = MODES[options.modes[0]]
+    dtype = str(mode.dtype).removeprefix("torch.")
+    worker = crew.start(
+        *("peers", options.peers_python, "worker.py", checkpoint, dtype, mode.device),
+        *options.peers,
+    )
     crew.absent |= worker.ask("absent")
     return worker.ask("versions")
 
@@ -152,18 +161,24 @@ def check_errors(crew: Crew, name: str, errors: dict[str, dict[str, float]]) -> 
 
 
 def run_blocks(
-    crew: Crew, corpus: Corpus, products: Products, flops: list[dict[str, float]]
-) -> dict[str, dict[str, list[float]]]:
-    """Seconds by setting and kind, one for each block."""
-    seconds: dict[str, dict[str, list[float]]] = {}
+    crew: Crew,
+    corpus: Corpus,
+    products: Products,
+    flops: list[dict[str, float]],
+    peers_every: int,
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Seconds by setting, kind and number of the block."""
+    seconds: dict[str, dict[str, dict[int, float]]] = {}
     for number, texts in enumerate(corpus.blocks):
         flops.append(products.measure(count_tokens(texts)))
         crew.tell(f"{corpus.name}: block {number + 1} of {len(corpus.blocks)}")
         for name in rotate(crew.present, number / len(corpus.blocks)):
-            kinds = wanted_kinds(corpus, crew.settings[name])
+            is_wanted = number % peers_every == 0 or crew.is_ours(name)
+            kinds = wanted_kinds(corpus, crew.settings[name]) if is_wanted else []
             answer = crew.ask(name, "run", texts=texts, kinds=kinds) if kinds else None
             if answer is not None:
-                add_seconds(seconds.setdefault(name, {}), answer)
+                for kind, value in answer.items():
+                    seconds.setdefault(name, {}).setdefault(kind, {})[number] = value
                 crew.tell(f"  {name}: {describe_speeds(texts, answer)}")
     return {name: kinds for name, kinds in seconds.items() if name in crew.present}
 
@@ -172,11 +187,6 @@ def wanted_kinds(corpus: Corpus, setting: dict[str, Any]) -> list[str]:
     if corpus.name != "short":
         return setting["kinds"]
     return [kind for kind in setting["kinds"] if kind in SHORT_KINDS and setting["takes_short"]]
-
-
-def add_seconds(kinds: dict[str, list[float]], answer: dict[str, float]) -> None:
-    for kind, value in answer.items():
-        kinds.setdefault(kind, []).append(value)
 
 
 def describe_speeds(texts: tuple[list[int], ...], answer: dict[str, float]) -> str:
@@ -193,8 +203,8 @@ def rotate(names: list[str], share: float) -> list[str]:
 def describe_memory(crew: Crew) -> dict[str, float | None]:
     """Peaks of both processes, in GB; ours holds the weights once for both modes."""
     asked = {
-        "weights_gb": crew.ask_process("phiscope", "weights"),
-        "phiscope_peak_gb": crew.ask_process("phiscope", "peak_memory"),
+        "weights_gb": crew.ask_process(OURS, "weights"),
+        "phiscope_peak_gb": crew.ask_process(OURS, "peak_memory"),
         "peers_peak_gb": crew.ask_process("peers", "peak_memory"),
     }
     return {name: value and round(value / 1e9, 2) for name, value in asked.items()}
@@ -219,6 +229,7 @@ def describe(
 
 def compare(
     crew: Crew,
+    modes: Sequence[str],
     corpora: dict[str, Corpus],
     seconds: dict[str, Any],
     figures: dict[str, Any],
@@ -238,9 +249,11 @@ def compare(
     }
     products = figures["matrix_products"]
     ratios = {
-        mode: Comparison(mode, crew.settings, lognormal, short, products).figures()
-        for mode in ARITHMETIC
-        if any(setting["group"] == mode for setting in crew.settings.values())
+        name: Comparison(
+            name, DTYPE_NAMES[MODES[mode].compute_dtype], crew.settings, lognormal, short, products
+        ).figures()
+        for mode in modes
+        if (name := f"phiscope {mode}") in crew.present
     }
     return {"ratios": ratios, "settings": settings}
 

@@ -1,19 +1,23 @@
 """Extract 1,000 and 100,000 rows with `tiny`: peak memory, and what killing the job does.
 
 Each job is a process of its own, the command as a user types it. The long job is run once to its
-end, and once killed at random moments and resumed until it is done; the two folders must then hold
-the same files, byte for byte.
+end, once killed at random moments and resumed until it is done, and once on a Ray of its own, whose
+actors are killed; all folders must then hold the same files, byte for byte, and be verified.
 
     python benchmarks/extraction_memory.py [--kills 6] [-- --shard-size 5000]
 """
 
 import argparse
 import hashlib
+import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +25,9 @@ from tempfile import TemporaryDirectory
 from measure import write_result
 
 JOB = ("--model", "tiny", "--points", "resid_post.3", "--pool", "mean")
+RAY = ("--ray", "--actors", "3")
+DEATHS = (0.25, 0.5)
+"""At which shares of the files an actor is killed."""
 PIECES = ("def", "return", "value", "for", "in", "range", "print", "self", "=", "+", "(x)", "[0]")
 LENGTHS = (3, 30)
 """Words in a row."""
@@ -50,7 +57,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     moments = random.Random(options.seed)
     kills = list(kill_often(killed, options.kills, long["seconds"], moments))
     killed.run()
-    differences = compare(many.out, killed.out)
+    crew = replace(many, out=folder / "ray", arguments=(*options.arguments, *RAY))
+    ray = run_while_actors_die(crew, len(files(many.out)))
+    differences = compare(many.out, killed.out) + compare(many.out, crew.out)
     if differences:
         print(f"the folders differ in {', '.join(differences)}", file=sys.stderr)
     return {
@@ -61,6 +70,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "files_compared": len(hash_files(many.out)),
         "killed_and_resumed_is_identical": not differences,
         "files_that_differ": differences,
+        "ray": ray,
+        "verified": {"killed": verify(killed.out), "ray": verify(crew.out)},
     }
 
 
@@ -128,6 +139,42 @@ def kill_often(
             "files": len(found),
             "store_mb": round(sum(path.stat().st_size for path in files(job.out)) / 1e6, 1),
         }
+
+
+def run_while_actors_die(job: Job, num_files: int) -> dict[str, object]:
+    """Run a job on Ray to its end, with an actor killed now and then."""
+    begin, deaths = time.perf_counter(), []
+    with job.start() as process:
+        for share in DEATHS:
+            while process.poll() is None and len(files(job.out)) < share * num_files:
+                time.sleep(LOOK_SECONDS)
+            actors = list(find_actors())
+            if actors:
+                os.kill(actors[0], signal.SIGKILL)
+                deaths.append({"files": len(files(job.out)), "actors": len(actors)})
+    if process.returncode != 0 or len(deaths) < len(DEATHS):
+        raise SystemExit(f"on Ray: exit code {process.returncode}, {len(deaths)} actors killed")
+    return {
+        "arguments": " ".join(RAY),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "actors_killed": deaths,
+    }
+
+
+def find_actors() -> Iterator[int]:
+    """The processes of Ray actors that make shards."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_bytes().startswith(b"ray::ShardActor"):
+                yield int(path.parent.name)
+
+
+def verify(folder: Path) -> dict[str, object]:
+    """What `phiscope verify` finds; it exits with another code than 0 if that is not sound."""
+    command = [sys.executable, "-m", "phiscope", "verify", str(folder), "--rows", "256", "--json"]
+    found = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    told = json.loads(found.stdout)
+    return {name: told[name] for name in ("sound", "faults", "verification")}
 
 
 def compare(first: Path, second: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 import phiscope
-from phiscope.extraction.cluster.arrow_function import ArrowFunction, make_arrow_function
+from phiscope.extraction.cluster.arrow_function import ArrowFunction
 
 TEXTS = {
     "add": "def add(a, b):\n    return a + b\n",
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="a name, a folder or a hub id")
     parser.add_argument("--points", default="resid_post.0")
     options = parser.parse_args()
-    function = make_arrow_function(
+    function = phiscope.make_arrow_function(
         options.model, points=options.points, pool="mean", num_threads=1, for_spark=True
     )
     print(f"phiscope {phiscope.__version__}; the columns, as Spark calls them:\n{function.ddl}\n")

@@ -1,4 +1,4 @@
-"""What `make demo` runs: text, hidden states, and which texts are alike, on an embedded model.
+"""What `make demo` runs: text, hidden states, and a corpus's states, on an embedded model.
 
 `tiny` is a demonstration of about 5M parameters. What it writes is not what Phi-2 writes; the calls
 are the same: run this with `--model microsoft/phi-2` to see.
@@ -9,8 +9,10 @@ import textwrap
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.typing import NDArray
 
 import phiscope
 
@@ -31,7 +33,7 @@ def main() -> None:
     show_completion(phi, CODE, "code")
     show_completion(phi, QUESTION, "instruct")
     show_norms(phi, CODE)
-    show_nearest(phi, list(read_paragraphs(README)))
+    show_extraction(phi, list(read_paragraphs(README)))
 
 
 def show_completion(phi: phiscope.Phi, prompt: str, format: str) -> None:
@@ -51,14 +53,24 @@ def show_norms(phi: phiscope.Phi, text: str) -> None:
         print(f"{layer:5}  {norms.mean():9.2f}  {norms.max():12.2f}")
 
 
-def show_nearest(phi: phiscope.Phi, paragraphs: list[str]) -> None:
-    """Compare vectors after taking off their mean, which all texts share."""
-    vectors = phi.embed(paragraphs, pool="mean")  # (paragraphs, hidden)
-    vectors -= vectors.mean(axis=0)
+def show_extraction(phi: phiscope.Phi, paragraphs: list[str]) -> None:
+    """A corpus goes in and a store of states comes out, opened here as any program may."""
+    point = f"resid_post.{phi.config.num_hidden_layers // 2}"
+    print(f"\n== the paragraphs of the README as a corpus: their states at {point}, pooled")
+    with TemporaryDirectory() as folder:
+        report = phi.extract(paragraphs, out=f"{folder}/states", points=point, pool="mean")
+        print(str(report).replace(folder, "..."))
+        vectors = phiscope.open_store(report.out)[f"{point}.mean"].float32()
+    show_nearest(vectors, paragraphs)
+
+
+def show_nearest(vectors: NDArray[np.float32], paragraphs: list[str]) -> None:
+    """Compare vectors (paragraphs, hidden) less their mean, which all texts share."""
+    vectors = vectors - vectors.mean(axis=0)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = vectors @ vectors.T
     a, b = max(combinations(range(len(paragraphs)), 2), key=lambda pair: cosines[pair])
-    print(f"\n== of {len(paragraphs)} paragraphs of the README, the two nearest ones")
+    print(f"of {len(paragraphs)} paragraphs the two nearest ones:")
     for paragraph in (paragraphs[a], paragraphs[b]):
         print(textwrap.indent(textwrap.shorten(paragraph, 200), "  "))
     print(f"  cosine {cosines[a, b]:.2f}; all pairs are between {cosines.min():.2f} and 1")

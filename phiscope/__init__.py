@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from phiscope.evaluation.likelihood import Score
+    from phiscope.extraction.cluster.arrow_function import make_arrow_function
     from phiscope.extraction.inputs import Fields
     from phiscope.extraction.options import ExtractOptions
     from phiscope.extraction.progress import Report
@@ -59,10 +60,10 @@ _HOMES = {
         *("TokenizerError", "TrainingError", "UnsupportedError"),
     ),
     "evaluation.likelihood": ("Score",),
+    "extraction.cluster.arrow_function": ("make_arrow_function",),
     "extraction.inputs": ("Fields",),
     "extraction.options": ("ExtractOptions",),
     "extraction.progress": ("Report",),
-    "statistics.point_statistics": ("PointStatistics",),
     "generation.completion": ("Completion",),
     "generation.engine": ("Engine",),
     "generation.options": ("GenerationOptions",),
@@ -70,6 +71,7 @@ _HOMES = {
     "packing": ("Packed", "pack"),
     "prompts": ("FORMATS", "PromptFormat"),
     "runtime": ("MODES", "Mode"),
+    "statistics.point_statistics": ("PointStatistics",),
     "store": ("Store", "open_store"),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
 }
@@ -125,6 +127,7 @@ __all__ = [
     "load",
     "load_model",
     "load_tokenizer",
+    "make_arrow_function",
     "open_store",
     "pack",
     "save_checkpoint",

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phiscope.model import PhiForCausalLM
+from phiscope.skeleton import make_skeleton
 
 _FEW_TOKENS = 64
 """Up to so many rows a weight is widened piece by piece, so that the pieces stay in cache."""
@@ -83,8 +84,7 @@ class WideNorm(nn.Module):
 def widen(model: PhiForCausalLM) -> PhiForCausalLM:
     """A model over the same weights, shared and not copied, with fp32 arithmetic and sdpa."""
     layers = None if model.lm_head is not None else len(model.model.layers)
-    with torch.device("meta"):
-        wide = PhiForCausalLM(model.config, layers=layers)
+    wide = make_skeleton(model.config, layers)
     scratch = Scratch()
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")

@@ -43,6 +43,23 @@ POOLS = {
     "first": lambda x: x[0],
 }
 
+LOOKING_BACK = (
+    "embeddings, resid_pre.[:], ln_out.1, q.1, k.1, v.1, q_rot.1, k_rot.1, attn_entropy.[1,2], z.1,"
+    " attn_out.1, mlp_pre.1, mlp_act.1, mlp_out.1, resid_post.[:], final_norm"
+)
+ALL_POINTS = LOOKING_BACK + ", attn_received.[0,2]"
+STEM = "a stem of tokens that many begin with, "
+TEXTS = (
+    "the cat",
+    "\u00e9\U0001f642 na\u00efve",
+    "x",
+    STEM + "the end",
+    STEM + "another",
+    "one<|endoftext|>two",
+    STEM + "the end",
+    STEM[:20],
+)
+
 
 def make_phi(**changes):
     """A small float64 model with random weights and a tokenizer of few merges."""

@@ -50,5 +50,6 @@ def test_demo_runs_and_shows_its_four_parts(capsys, monkeypatch):
         "== a prompt in format 'instruct'",
     ]
     assert "hidden states" in titles[2]
-    assert "nearest" in titles[3]
+    assert "corpus" in titles[3]
+    assert "the two nearest ones" in printed.out.partition(titles[3])[2]
     assert printed.err == ""

@@ -14,6 +14,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": str(HERE.parents[1]),
 }
+OURS = "phiscope"
 PEERS = (
     *("transformers", "hooks", "sentence-transformers", "TransformerLens", "interp-engine"),
     *("nnsight", "transformers-fp32"),
@@ -46,6 +47,10 @@ class Crew:
     def present(self) -> list[str]:
         """The names of the settings that can be run."""
         return [name for name in self.settings if name not in self.absent]
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a setting is one of phiscope's."""
+        return self._owners[name] is self.workers.get(OURS)
 
     def ask(self, name: str, what: str, **arguments: Any) -> Any:
         """A setting's answer; None without one, and then it is absent from there on.

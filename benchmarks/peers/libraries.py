@@ -7,7 +7,6 @@ parameters, which are in memory once.
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from outcome import Setting
 from padded import ORDERS, Batch, States, make_settings
 from sentences import make_sentences
@@ -31,8 +30,8 @@ def make_transformers(source: Source) -> list[Setting]:
     return make_settings(
         "transformers",
         compute,
+        source,
         kinds=ALL,
-        state=source.state,
         orders=list(ORDERS),
         takes_short=True,
         what=what,
@@ -63,9 +62,7 @@ def make_hooks(source: Source) -> list[Setting]:
         raise AssertionError("the hook was not called")
 
     what = "transformers with a forward hook that keeps the layer's output and ends the forward"
-    return make_settings(
-        "hooks", compute, kinds=LAYER, state=source.state, takes_short=True, what=what
-    )
+    return make_settings("hooks", compute, source, kinds=LAYER, takes_short=True, what=what)
 
 
 def make_wide(source: Source) -> list[Setting]:
@@ -79,7 +76,7 @@ def make_wide(source: Source) -> list[Setting]:
         return {source.state: output.last_hidden_state}
 
     what = "transformers cut behind the layer, its weights widened to fp32 when it was loaded"
-    return make_settings("transformers-fp32", compute, kinds=LAYER, state=source.state, what=what)
+    return make_settings("transformers-fp32", compute, source, kinds=LAYER, what=what)
 
 
 def make_lens(source: Source) -> list[Setting]:
@@ -89,8 +86,8 @@ def make_lens(source: Source) -> list[Setting]:
         str(source.folder),
         hf_model=source.make_shell(),
         tokenizer=source.tokenizer,
-        dtype=torch.bfloat16,
-        device="cpu",
+        dtype=source.model.dtype,
+        device=str(source.device),
     )
 
     def compute(batch: Batch) -> States:
@@ -98,7 +95,7 @@ def make_lens(source: Source) -> list[Setting]:
         return {source.state: bridge(batch.ids, stop_at_layer=source.state, **mask)}
 
     what = "TransformerBridge with stop_at_layer, which needs eager attention"
-    return make_settings("TransformerLens", compute, kinds=LAYER, state=source.state, what=what)
+    return make_settings("TransformerLens", compute, source, kinds=LAYER, what=what)
 
 
 def make_interp(source: Source) -> list[Setting]:
@@ -118,7 +115,7 @@ def make_interp(source: Source) -> list[Setting]:
         return {number: cache[point] for number, point in enumerate(points)}
 
     what = "capture of all states by the eager backend, which runs the whole model and its head"
-    return make_settings("interp-engine", compute, kinds=ALL, state=source.state, what=what)
+    return make_settings("interp-engine", compute, source, kinds=ALL, what=what)
 
 
 def make_nnsight(source: Source) -> list[Setting]:
@@ -134,7 +131,7 @@ def make_nnsight(source: Source) -> list[Setting]:
         return {source.state: output}
 
     what = "a trace that saves the layer's output and stops"
-    return make_settings("nnsight", compute, kinds=LAYER, state=source.state, what=what)
+    return make_settings("nnsight", compute, source, kinds=LAYER, what=what)
 
 
 def available_memory() -> int:

@@ -1,4 +1,4 @@
-"""Phiscope's process: one bf16 model, run in both modes, answering questions as the peers do.
+"""Phiscope's process: one model, run in modes of one dtype and device, answering as the peers do.
 
 A block of texts is a shard of a job under way: read, computed, written, synced and journalled. What
 a job does once, such as hashing the weights, is not timed.
@@ -39,7 +39,9 @@ Run = Callable[[Texts, Outcome], None]
 
 def main() -> None:
     folder, budget, modes = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    model = load_model(folder, dtype=torch.bfloat16)
+    (dtype, device), *others = {(MODES[name].dtype, MODES[name].device) for name in modes}
+    assert not others, "all modes share the weights"
+    model = load_model(folder, dtype=dtype, device=device)
     tokenizer = load_tokenizer(folder, read_config(folder))
     settings: dict[str, Setting] = {}
     for name in modes:
@@ -65,14 +67,15 @@ def make_setting(phi: Phi, budget: int) -> Setting:
         group=f"phiscope {phi.mode.name}",
         what=f"packed batches of at most {budget} tokens, written to a store in fp32 and synced",
         kinds=tuple(runs),
-        run=partial(run_kinds, runs),
+        run=partial(run_kinds, phi, runs),
         takes_short=True,
     )
 
 
-def run_kinds(runs: Mapping[str, Run], texts: Texts, kinds: tuple[str, ...]) -> Outcome:
+def run_kinds(phi: Phi, runs: Mapping[str, Run], texts: Texts, kinds: tuple[str, ...]) -> Outcome:
     """Each kind by a run of its own."""
-    outcome = Outcome()
+    phi.model.set_attention(phi.mode.attention)
+    outcome = Outcome(device=torch.device(phi.mode.device))
     for kind in kinds:
         runs[kind](texts, outcome)
     return outcome
@@ -133,7 +136,7 @@ def run_prefill(phi: Phi, budget: int, texts: Texts, outcome: Outcome) -> None:
     """The body of the model over the same batches, without a plan."""
     with outcome.time("prefill"), torch.inference_mode():
         for rows in plan_batches([len(text) for text in texts], budget):
-            ids, packed = pack([texts[row] for row in rows])
+            ids, packed = pack([texts[row] for row in rows], device=phi.mode.device)
             phi.model.model(ids, packed)
 
 

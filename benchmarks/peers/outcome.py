@@ -31,12 +31,15 @@ class Outcome:
     tokens: list[Tensor] = field(default_factory=list)
     """(T, hidden) of each text."""
     seconds: dict[str, float] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where the model computes."""
 
     @contextmanager
     def time(self, *kinds: str) -> Iterator[None]:
         """Charge what happens to these kinds: a forward that serves several is charged to each."""
         begin = time.perf_counter()
         yield
+        wait_for(self.device)
         passed = time.perf_counter() - begin
         for kind in kinds:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + passed
@@ -50,6 +53,12 @@ class Outcome:
         tokens = [rows.float() for rows in self.tokens]
         torch.save({"pooled": pooled, "tokens": tokens}, path)
         return path
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from corpus import in_order, one_by_one, sorted_by_length
 from outcome import Outcome, Setting
+from source import Source
 from torch import Tensor
 
 ORDERS = {
@@ -30,7 +31,8 @@ class Batch:
         """(B, T), 1 for real tokens; None where all are."""
         if len(self.rows) == 1:
             return None
-        return (torch.arange(self.ids.shape[1]) < torch.tensor(self.lengths)[:, None]).long()
+        mask = torch.arange(self.ids.shape[1]) < torch.tensor(self.lengths)[:, None]
+        return mask.long().to(self.ids.device)
 
 
 States = Mapping[int, Tensor]
@@ -40,21 +42,21 @@ States = Mapping[int, Tensor]
 def make_settings(
     group: str,
     compute: Callable[[Batch], States],
+    source: Source,
     *,
     kinds: Sequence[str],
-    state: int,
     orders: Sequence[str] = (SORTED, SINGLE),
     takes_short: bool = False,
     what: str,
 ) -> list[Setting]:
-    """A peer's settings, one for each order; `state` is the number of the wanted layer's output."""
+    """A peer's settings, one for each order."""
     return [
         Setting(
             name=f"{group}, {order}",
             group=group,
             what=what,
             kinds=tuple(kinds),
-            run=partial(run_batches, compute, order, state),
+            run=partial(run_batches, compute, order, source),
             takes_short=takes_short and order in (SORTED, SINGLE),
         )
         for order in orders
@@ -64,14 +66,15 @@ def make_settings(
 def run_batches(
     compute: Callable[[Batch], States],
     order: str,
-    state: int,
+    source: Source,
     texts: list[list[int]],
     kinds: tuple[str, ...],
 ) -> Outcome:
-    outcome = Outcome(tokens=[torch.empty(0)] * len(texts))
+    state = source.state
+    outcome = Outcome(tokens=[torch.empty(0)] * len(texts), device=source.device)
     for rows in ORDERS[order](texts):
         with outcome.time(*kinds), torch.inference_mode():
-            batch = pad(rows, texts)
+            batch = pad(rows, texts, source.device)
             states = compute(batch)
         for kind in kinds:
             with outcome.time(kind), torch.inference_mode():
@@ -83,17 +86,17 @@ def run_batches(
     return outcome
 
 
-def pad(rows: list[int], texts: list[list[int]]) -> Batch:
+def pad(rows: list[int], texts: list[list[int]], device: torch.device) -> Batch:
     lengths = [len(texts[row]) for row in rows]
     ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
     for place, row in enumerate(rows):
         ids[place, : lengths[place]] = torch.tensor(texts[row])
-    return Batch(rows, lengths, ids)
+    return Batch(rows, lengths, ids.to(device))
 
 
 def keep_tokens(outcome: Outcome, x: Tensor, batch: Batch) -> None:
     for place, (row, length) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
-        outcome.tokens[row] = x[place, :length].clone()
+        outcome.tokens[row] = x[place, :length].to("cpu", copy=True)
 
 
 def keep_pooled(outcome: Outcome, kind: str, states: States, batch: Batch, num_texts: int) -> None:

@@ -1,20 +1,22 @@
 """The limit that no one passes: this machine's speed at the matrix products of one block."""
 
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from outcome import wait_for
 from torch import Tensor
 
 from phiscope.config import PhiConfig
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Products:
-    """The linear layers of a block, with random weights in each dtype."""
+    """The linear layers of a block, with random weights in each of some dtypes."""
 
-    def __init__(self, config: PhiConfig) -> None:
+    def __init__(self, config: PhiConfig, dtypes: Sequence[str], device: str) -> None:
         hidden, wide = config.hidden_size, config.intermediate_size
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
         width = config.num_attention_heads * config.head_dim
@@ -24,10 +26,10 @@ class Products:
             (wide, hidden),
             (hidden, wide),
         ]
-        layers = {name: [make_layer(*shape) for shape in self.shapes] for name in DTYPES}
+        layers = [make_layer(*shape) for shape in self.shapes]
         self._layers = {
-            name: [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers[name]]
-            for name, dtype in DTYPES.items()
+            name: [(w.to(device, DTYPES[name]), b.to(device, DTYPES[name])) for w, b in layers]
+            for name in dtypes
         }
 
     @property
@@ -39,7 +41,7 @@ class Products:
         """Operations per second by dtype, of the best of a few passes."""
         return {
             name: num_tokens * self.token_flops / min(self._time(name, num_tokens, repeats))
-            for name in DTYPES
+            for name in self._layers
         }
 
     def _time(self, name: str, num_tokens: int, repeats: int) -> list[float]:
@@ -50,6 +52,7 @@ class Products:
             begin = time.perf_counter()
             for x, (weight, bias) in zip(inputs, layers, strict=True):
                 F.linear(x, weight, bias)
+            wait_for(inputs[0].device)
             seconds.append(time.perf_counter() - begin)
         return seconds
 

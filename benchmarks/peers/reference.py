@@ -21,7 +21,8 @@ def compute_states(
     L + 2 lists in all: the last block's output comes before and after the final norm.
     """
     table = weights["model.embed_tokens.weight"]
-    states = [F.embedding(torch.tensor(text), table).double() for text in texts]
+    ids = [torch.tensor(text, device=table.device) for text in texts]
+    states = [F.embedding(text, table).double() for text in ids]
     yield states
     for layer in range(config.num_hidden_layers):
         block = widen_part(weights, f"model.layers.{layer}.")
@@ -62,7 +63,7 @@ def run_block(x: Tensor, block: dict[str, tuple[Tensor, Tensor]], config: object
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1).to(q.device)
     return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
 
 
@@ -72,7 +73,7 @@ def rotate(x: Tensor, config: object) -> Tensor:
     size = int(x.shape[-1] * rope["partial_rotary_factor"])
     powers = torch.arange(0, size, 2, dtype=torch.float64) / size
     angles = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * rope["rope_theta"] ** -powers
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos().to(x.device), angles.sin().to(x.device)
     first, second, rest = x.split([size // 2, size // 2, x.shape[-1] - size], dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 

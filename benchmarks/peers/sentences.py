@@ -53,17 +53,17 @@ def encoder(
         transformer = GivenTransformer(folder)
     hidden = model.config.hidden_size
     encoder = SentenceTransformer(
-        modules=[transformer, Pooling(hidden, ("mean", "lasttoken"))], device="cpu"
+        modules=[transformer, Pooling(hidden, ("mean", "lasttoken"))], device=str(source.device)
     )
 
     def run(texts: list[list[int]], kinds: tuple[str, ...]) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(device=source.device)
         words = [" ".join(map(str, text)) for text in texts]
         with outcome.time(kind):
             vectors = encoder.encode(
                 words, batch_size=8, convert_to_tensor=True, show_progress_bar=False
             )
-        outcome.pooled[kind] = {state: vectors.unflatten(-1, (2, hidden))}
+        outcome.pooled[kind] = {state: vectors.cpu().unflatten(-1, (2, hidden))}
         return outcome
 
     return run

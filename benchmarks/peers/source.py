@@ -23,6 +23,10 @@ class Source:
         return self.layer + 1
 
     @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
     def num_layers(self) -> int:
         return self.model.config.num_hidden_layers
 
@@ -35,7 +39,7 @@ class Source:
         with torch.device("meta"):
             shell = type(self.model)(config)
         shell.load_state_dict(self.model.state_dict(), assign=True)
-        shell.model.rotary_emb = type(self.model.model.rotary_emb)(config)
+        shell.model.rotary_emb = type(self.model.model.rotary_emb)(config).to(self.device)
         return shell.eval().requires_grad_(False)
 
     def make_body(self) -> transformers.PhiModel:
@@ -47,9 +51,10 @@ class Source:
         return body
 
 
-def load_source(folder: Path) -> Source:
+def load_source(folder: Path, dtype: torch.dtype, device: str) -> Source:
     """Load the model; the files that transformers maps are copied: nobody waits for them."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    model = model.to(device)
     return Source(folder, model.eval().requires_grad_(False), model.config.num_hidden_layers // 2)

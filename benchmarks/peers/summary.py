@@ -6,23 +6,22 @@ from typing import Any
 
 from corpus import Corpus
 from outcome import KINDS
-from products import DTYPES
 
-Seconds = Mapping[str, Mapping[str, Sequence[float]]]
-"""By setting and kind: one figure for each block."""
-ARITHMETIC = {"phiscope bf16-cpu": "bf16", "phiscope bf16-fp32-cpu": "fp32"}
+Seconds = Mapping[str, Mapping[str, Mapping[int, float]]]
+"""By setting, kind and number of the block."""
 STOPPING = ("hooks", "sentence-transformers", "TransformerLens", "nnsight")
 WIDENED = "transformers-fp32"
 
 
-def speeds(tokens: Sequence[int], seconds: Sequence[float]) -> dict[str, Any]:
-    """Tokens/s: the median over blocks, all blocks together, and each."""
-    blocks = [n / s for n, s in zip(tokens, seconds, strict=False)]
-    total = sum(tokens[: len(seconds)]) / sum(seconds)
+def speeds(tokens: Sequence[int], seconds: Mapping[int, float]) -> dict[str, Any]:
+    """Tokens/s: the median over blocks, all blocks together, and each by its number."""
+    blocks = {number: tokens[number] / passed for number, passed in seconds.items()}
+    total = sum(tokens[number] for number in seconds) / sum(seconds.values())
     return {
-        "median": round(statistics.median(blocks), 2),
+        "median": round(statistics.median(blocks.values()), 2),
         "total": round(total, 2),
-        "blocks": [round(x, 1) for x in blocks],
+        "blocks": {number: round(speed, 1) for number, speed in blocks.items()},
+        "seconds": {number: round(passed, 3) for number, passed in seconds.items()},
     }
 
 
@@ -37,7 +36,7 @@ def describe_products(
     flops: Sequence[Mapping[str, float]], token_flops: int, num_blocks: int
 ) -> dict[str, dict[str, float]]:
     """Of each dtype: the median of the measurements, and the tokens/s they would allow."""
-    medians = {name: statistics.median(row[name] for row in flops) for name in DTYPES}
+    medians = {name: statistics.median(row[name] for row in flops) for name in flops[0]}
     return {
         name: {
             "gflops_per_second": round(value / 1e9, 1),
@@ -53,13 +52,15 @@ class Comparison:
 
     def __init__(
         self,
-        mode: str,
+        name: str,
+        arithmetic: str,
         settings: Mapping[str, Mapping[str, Any]],
         lognormal: Mapping[str, Any],
         short: Mapping[str, Any],
         products: Mapping[str, Mapping[str, float]],
     ) -> None:
-        self._mode = mode
+        self._name = name
+        self._arithmetic = arithmetic
         self._settings = settings
         self._lognormal = lognormal
         self._short = short
@@ -67,7 +68,7 @@ class Comparison:
 
     def figures(self) -> dict[str, Any]:
         """Each ratio with what it is a ratio to; those that cannot be had are None."""
-        limit = self._products[ARITHMETIC[self._mode]]["tokens_per_second"]
+        limit = self._products[self._arithmetic]["tokens_per_second"]
         ours = self._ours("layer_pooled")
         return {
             "layer_pooled_over_transformers_as_the_texts_come": self._over(
@@ -83,7 +84,7 @@ class Comparison:
         }
 
     def _ours(self, kind: str) -> dict[str, Any] | None:
-        return self._lognormal.get(self._mode, {}).get(kind)
+        return self._lognormal.get(self._name, {}).get(kind)
 
     def _best(self, *groups: str) -> str | None:
         names = [
@@ -106,17 +107,19 @@ class Comparison:
         return None if first is None or second is None else ratio(first, second)
 
     def _short_ratio(self) -> float | None:
-        ours, short = self._ours("layer_pooled"), self._short.get(self._mode)
+        ours, short = self._ours("layer_pooled"), self._short.get(self._name)
         if ours is None or short is None:
             return None
         return round(short["layer_pooled"]["total"] / ours["total"], 3)
 
 
 def ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, float]:
-    blocks = [x / y for x, y in zip(first["blocks"], second["blocks"], strict=False)]
+    """How many times as fast as the second the first is, on the blocks that both have run."""
+    ours, theirs = first["seconds"], second["seconds"]
+    both = sorted(ours.keys() & theirs.keys())
     return {
-        "total": round(first["total"] / second["total"], 3),
-        "median_of_blocks": round(statistics.median(blocks), 3),
+        "total": round(sum(theirs[n] for n in both) / sum(ours[n] for n in both), 3),
+        "median_of_blocks": round(statistics.median(theirs[n] / ours[n] for n in both), 3),
     }
 
 

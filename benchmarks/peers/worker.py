@@ -1,13 +1,13 @@
 """The peers' process: loads one model, wraps it for each library, and answers questions.
 
-PYTHON_OF_THE_PEERS worker.py CHECKPOINT [GROUP ...]
+PYTHON_OF_THE_PEERS worker.py CHECKPOINT DTYPE DEVICE [GROUP ...]
 """
 
 import platform
 import sys
 import traceback
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import torch
@@ -25,8 +25,8 @@ PACKAGES = (
 
 def main() -> None:
     torch.set_grad_enabled(False)
-    folder, groups = Path(sys.argv[1]), sys.argv[2:]
-    source = load_source(folder)
+    folder, dtype, device, *groups = sys.argv[1:]
+    source = load_source(Path(folder), getattr(torch, dtype), device)
     settings, absent = make_settings(source, groups)
     handlers = make_handlers(settings) | {
         "absent": lambda: absent,
@@ -50,13 +50,16 @@ def make_settings(source: Source, groups: list[str]) -> tuple[dict[str, Setting]
 
 
 def read_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    present = {name for packages in packages_distributions().values() for name in packages}
+    found = {name: version(name) for name in PACKAGES if name in present}
+    return {"python": platform.python_version(), **found}
 
 
 def save_reference(source: Source, texts: list[list[int]], path: str) -> None:
     """The states in float64: by number as transformers counts, a tensor (T, hidden) per text."""
     weights = source.model.state_dict()
-    states = list(compute_states(weights, source.model.config, texts))
+    found = compute_states(weights, source.model.config, texts)
+    states = [[x.cpu() for x in state] for state in found]
     del states[-2]  # the last block before the final norm, which has no number
     torch.save(states, path)
 

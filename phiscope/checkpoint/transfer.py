@@ -8,15 +8,13 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from phiscope.checkpoint.folder import FLOATS, Checkpoint, dtype_name
@@ -36,6 +34,7 @@ from phiscope.checkpoint.weights import Span, convert_values, read_spans, write_
 from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
 from phiscope.errors import CheckpointError, UnsupportedError
 from phiscope.model import PhiForCausalLM
+from phiscope.skeleton import make_skeleton
 from phiscope.strict import read_json_object
 
 SHARD_SIZE = 5 * 10**9
@@ -63,8 +62,7 @@ def load_model(
     """
     _check_dtype(dtype)
     with Checkpoint(Path(folder)) as checkpoint:
-        with torch.device("meta"), _NoInitialValues():
-            model = PhiForCausalLM(checkpoint.config, layers=layers)
+        model = make_skeleton(checkpoint.config, layers)
         state = {
             name: torch.empty(parameter.shape, dtype=dtype, device=device)
             for name, parameter in model.named_parameters()
@@ -194,22 +192,6 @@ def _gather(ours: Tensor, pieces: list[Piece], shape: Shape) -> Tensor:
         rows = ours[piece.target : piece.target + piece.rows]
         stored[piece.start : piece.start + piece.rows] = rows
     return stored
-
-
-class _NoInitialValues(TorchFunctionMode):
-    """Skips `torch.nn.init`: on "meta" it fills nothing, and imports torch's compiler for it."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
 
 
 def _check_dtype(dtype: torch.dtype | None) -> None:

@@ -4,38 +4,30 @@ import gc
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_extraction import CONFIG, Plain, assert_equal, extract, make_phi, make_rows, run_shard
+from plain_extraction import (
+    ALL_POINTS,
+    CONFIG,
+    LOOKING_BACK,
+    STEM,
+    TEXTS,
+    Plain,
+    assert_equal,
+    extract,
+    make_phi,
+    make_rows,
+    run_shard,
+)
 
-from phiscope.activations.edits import Add, Knockout, Scale
-from phiscope.activations.points import POINTS, Point, resolve_points
+from phiscope.activations.points import POINTS, resolve_points
 from phiscope.api import Phi
 from phiscope.cache import PrefixCache
-from phiscope.errors import StoreError, UnsupportedError
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.options import make_options
 from phiscope.model import PhiForCausalLM
-from phiscope.store.reader import open_store
 
-LOOKING_BACK = (
-    "embeddings, resid_pre.[:], ln_out.1, q.1, k.1, v.1, q_rot.1, k_rot.1, attn_entropy.[1,2], z.1,"
-    " attn_out.1, mlp_pre.1, mlp_act.1, mlp_out.1, resid_post.[:], final_norm"
-)
-ALL_POINTS = LOOKING_BACK + ", attn_received.[0,2]"
 EVERY_POOL = ("last", "mean", "first", "weighted_mean", "max")
-STEM = "a stem of tokens that many begin with, "
-TEXTS = (
-    "the cat",
-    "\u00e9\U0001f642 na\u00efve",
-    "x",
-    STEM + "the end",
-    STEM + "another",
-    "one<|endoftext|>two",
-    STEM + "the end",
-    STEM[:20],
-)
 
 
 @pytest.fixture(scope="module")
@@ -339,62 +331,6 @@ def test_the_same_shard_twice_has_the_same_bytes(phi, pool):
     rows = make_rows(*TEXTS, "x" * 100)
     given = {"points": ALL_POINTS, "pool": pool, "overflow": "window"}
     assert extract(phi, rows, **given) == extract(phi, rows, **given)
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        Add(Point("resid_post", 0), torch.arange(32.0), 0.3),
-        Scale(Point("z", 1), 0.0, heads=(1,), positions=(0, 4)),
-        Knockout(Point("attn_scores", 1), keys=(1, 2), heads=(0,)),
-        Scale(Point("attn_probs", 2), 0.5),
-        Scale(Point("embeddings"), 3.0),
-        Scale(Point("final_norm"), -1.0),
-    ],
-    ids=lambda edit: f"{type(edit).__name__} {edit.point}",
-)
-def test_extracted_under_an_edit_equals_captured_under_it(phi, edit):
-    rows = make_rows(*TEXTS)
-    given = {"pool": "mean", "tokens": "first:6"}
-    extracted = extract(phi, rows, points=ALL_POINTS, dtype="float32", edits=[edit], **given)
-    with phi.steer([edit]):
-        assert_equal(extracted, Plain(phi, ALL_POINTS), rows, **given)
-    plain = extract(phi, rows, points="final_norm, resid_post.2", dtype="float32", **given)
-    changed = [n for n, x in plain.columns.items() if not np.allclose(x, extracted.columns[n])]
-    assert "final_norm.mean" in changed
-
-
-def test_a_steered_store_is_another_and_neither_is_resumed_as_the_other(phi, tmp_path):
-    given = {"points": "resid_post.1", "pool": "mean"}
-    phi.extract(["a text"], tmp_path / "plain", **given)
-    with phi.steer({"resid_post.0": torch.ones(32)}):
-        phi.extract(["a text"], tmp_path / "steered", **given)
-        with pytest.raises(StoreError, match=r"job\.edits"):
-            phi.extract(["a text"], tmp_path / "plain", **given)
-    plain, steered = (open_store(tmp_path / name) for name in ("plain", "steered"))
-    assert [edit["edit"] for edit in steered.manifest["job"]["edits"]] == ["Add"]
-    assert plain.manifest["job"]["edits"] == []
-    name = "resid_post.1.mean"
-    assert not np.allclose(plain[name].float32(), steered[name].float32())
-
-
-def test_edits_that_would_do_nothing_or_something_else_are_refused(phi):
-    def make(edit, **settings):
-        return Extractor(phi.model, phi.tokenizer, make_options(**settings), [edit])
-
-    head = Scale(Point("logits"), 2.0)
-    with pytest.raises(UnsupportedError, match="an edit of logits would do nothing"):
-        make(head, points="logits", top_k=3)
-    assert make(head, points="final_norm")
-    for edit in (
-        Scale(Point("z", 1), 0.0, positions=(0,)),
-        Knockout(Point("attn_scores", 1), keys=(0,)),
-    ):
-        with pytest.raises(UnsupportedError, match="counts positions from the start of a text"):
-            make(edit, points="resid_post.2", overflow="window")
-        assert make(edit, points="resid_post.2", overflow="truncate")
-    with pytest.raises(ValueError, match=r"vector at resid_post.1 has shape"):
-        make(Add(Point("resid_post", 1), torch.zeros(31)), points="resid_post.2")
 
 
 @pytest.mark.parametrize(
