@@ -49,8 +49,9 @@ def extract_with_daft(frame: Any, function: ArrowFunction) -> Any:
     @daft.func.batch(return_dtype=daft.DataType.from_arrow_type(pa.struct(list(function.schema))))
     def run(id: daft.Series, text: daft.Series) -> daft.Series:
         batch = pa.RecordBatch.from_arrays([id.to_arrow(), text.to_arrow()], ["id", "text"])
+        none = pa.array([], pa.struct(list(function.schema)))
         results = [result.to_struct_array() for result in function([batch])]
-        return daft.Series.from_arrow(pa.concat_arrays(results))
+        return daft.Series.from_arrow(pa.concat_arrays([none, *results]))
 
     states = frame.select(run(daft.col("id"), daft.col("text")).alias("states"))
     return states.select(daft.col("states").unnest())

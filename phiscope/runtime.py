@@ -3,9 +3,12 @@
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -133,6 +136,39 @@ def describe_machine() -> Machine:
         has_flash=bool(gpus) and torch.cuda.get_device_capability(0) >= (8, 0) and _has_varlen(),
         has_gpu_bf16=bool(gpus) and torch.cuda.get_device_capability(0) >= (8, 0),
     )
+
+
+def describe_products(device: torch.device) -> str:
+    """How exact torch was told to compute matrix products; "ieee" is fp32 in fp32."""
+    if device.type != "cuda":
+        return _read_precision(torch.backends.mkldnn.matmul)
+    matmul = torch.backends.cuda.matmul
+    narrow = {
+        "fp16": matmul.allow_fp16_reduced_precision_reduction,
+        "bf16": matmul.allow_bf16_reduced_precision_reduction,
+    }
+    reduced = [f"{name} sums may be narrow" for name, allowed in narrow.items() if allowed]
+    return ", ".join([_read_precision(matmul), *reduced])
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute fp32 products in fp32 within the block, whatever torch was told."""
+    backends: Any = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def _read_precision(backend: Any) -> str:
+    """Of fp32 products; what was never set is exact."""
+    precision = str(backend.fp32_precision)
+    return "ieee" if precision == "none" else precision
 
 
 def measure_matmul_peak(device: torch.device | str, dtype: torch.dtype) -> float:

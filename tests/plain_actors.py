@@ -20,6 +20,13 @@ def make_task(number, text):
     return Task(number, [Row(index=number, id=str(number), text=text)], Path("marker"))
 
 
+class UnsendableError(Exception):
+    """Pickled, it is what `UnsendableError("...")` would be, which cannot be."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
 class PlainActor:
     """The record of a shard is its number."""
 
@@ -30,12 +37,16 @@ class PlainActor:
         pass
 
     def describe(self):
+        if self.header is None:
+            os.kill(os.getpid(), signal.SIGKILL)
         return Description("a-node", self.header)
 
     def make(self, number, rows, marker):
         verb, _, argument = rows[0].text.partition(" ")
         if verb == "kill" or (verb == "kill-once" and is_first(Path(argument))):
             os.kill(os.getpid(), signal.SIGKILL)
+        if verb == "fail-unsendably":
+            raise UnsendableError(1, 2)
         if verb == "fail":
             raise ValueError(argument)
         return number

@@ -89,8 +89,10 @@ def keep_rows(x: Tensor, spans: Mapping[int, slice], keep: Keep, *, masked: bool
     peaks, clamped = sizes.amax(dim=1), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     limit = torch.finfo(dtype).max
     if keep.overflow == "clamp" and limit < torch.finfo(x.dtype).max:
-        clamped = (sizes > limit).sum(dim=1)
-        x = x.clamp(-limit, limit).masked_fill(x.isneginf() & masked, float("-inf"))
+        hidden = x.isneginf() & masked
+        clamped = sizes.to(dtype).isinf().sum(dim=1)
+        x = x.to(dtype).clamp(-limit, limit)  # not before: bfloat16 has no 65504
+        x = x.masked_fill(hidden, float("-inf")) if masked else x
     return Kept(
         _copy(x, dtype, keep.device),
         _copy(peaks, peaks.dtype, keep.device),

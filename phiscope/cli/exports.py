@@ -1,9 +1,9 @@
 """`phiscope export`: stores as .safetensors, .npy and GGUF control vectors."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phiscope.cli.arguments import name_list
 from phiscope.cli.command import Command
@@ -96,6 +96,7 @@ def _export_gguf(arguments: Namespace, out: Path) -> list[str]:
     statistics = _measure(arguments.store, arguments.column)
     if arguments.classes is None:
         others = _measure(arguments.minus, arguments.column)
+        _check_comparable(arguments, statistics.job, others.job)
         means = {name: moments.mean for name, moments in statistics.columns.items()}
         directions = {name: mean - others[name].mean for name, mean in means.items()}
     else:
@@ -104,6 +105,25 @@ def _export_gguf(arguments: Namespace, out: Path) -> list[str]:
     if left_out:
         note(f"phiscope: {_list(left_out)}: left out, as llama.cpp adds nothing there")
     return [name for name in directions if name not in left_out]
+
+
+def _check_comparable(
+    arguments: Namespace, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> None:
+    """Refuse the difference of states that are of two models, or were read in two ways."""
+    for what in ("model", "tokenizer", "reading", "edits"):
+        if _essence(ours.get(what)) != _essence(theirs.get(what)):
+            raise UsageError(
+                f"{arguments.store} and {arguments.minus} differ in their {what}, so the difference"
+                " of their means is no direction; extract both in the same way"
+            )
+
+
+def _essence(value: Any) -> Any:
+    """Without what changes rounding alone."""
+    if not isinstance(value, Mapping):
+        return value
+    return {k: v for k, v in value.items() if k not in ("token_budget", "share_prefixes")}
 
 
 def _measure(path: str, names: Sequence[str] | None) -> "PointStatistics":
@@ -116,6 +136,7 @@ def _measure(path: str, names: Sequence[str] | None) -> "PointStatistics":
         store = open_store(path)
         return measure_store(store, select_columns(store, names))
     known = PointStatistics.load(Path(path))
+    known.check_whole(Path(path))
     if names is None:
         return known
     chosen = [each for each in known.columns if any(f"{each}.".startswith(f"{n}.") for n in names)]

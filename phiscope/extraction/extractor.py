@@ -108,7 +108,7 @@ class Extractor:
     def run(self, shard: Shard, sink: Sink, watch: Watch | None = None) -> Collector:
         """Run a shard's texts into a sink, telling `watch` of what was done."""
         collector = Collector(shard.texts, sink)
-        waves = list(self._plan(shard.texts))
+        waves = self.waves(shard)
         for wave in waves:
             collector.expect([*wave.prefixes, *wave.pieces])
         for wave in waves:
@@ -117,8 +117,23 @@ class Extractor:
 
     def plan(self, shard: Shard) -> list[list[Piece]]:
         """The batches that `run` would run."""
-        waves = self._plan(shard.texts)
-        return [batch for wave in waves for batch in self._batches(wave)]
+        return [batch for wave in self.waves(shard) for batch in self.batches(wave)]
+
+    def waves(self, shard: Shard) -> list[Wave]:
+        """What is run one after the other: prefixes, and the pieces that go on from them."""
+        prefix_budget = self._prefix_budget()
+        waves = plan_waves(
+            shard.texts, window=self.window, stride=self.stride, prefix_budget=prefix_budget
+        )
+        return list(waves)
+
+    def batches(self, wave: Wave) -> Iterator[list[Piece]]:
+        """The forwards of a wave; its prefixes, if there are any, come first."""
+        if wave.prefixes:
+            yield list(wave.prefixes)
+        costs = [piece.cost for piece in wave.pieces]
+        for batch in plan_batches(costs, self.token_budget):
+            yield [wave.pieces[n] for n in batch]
 
     def _check(self) -> None:
         """Refuse what would silently be something else than was asked for."""
@@ -134,6 +149,11 @@ class Extractor:
             raise UnsupportedError(
                 "the logits of an extraction are those that the head gives, so an edit of logits"
                 " would do nothing; edit final_norm, or capture"
+            )
+        if edit.phase != "all":
+            raise UnsupportedError(
+                f"the edit at {edit.point} is for the {edit.phase} alone, and an extraction runs"
+                " texts that have no phases; give positions=, or edit all of the text"
             )
         is_placed = edit.positions is not None or isinstance(edit, Knockout)
         if is_placed and self.options.overflow == "window":
@@ -185,11 +205,6 @@ class Extractor:
         errors.append(make_entry(row, warning=f"of {length} tokens the first {limit} were read"))
         return ids[:limit]
 
-    def _plan(self, texts: Sequence[Text]) -> Iterator[Wave]:
-        return plan_waves(
-            texts, window=self.window, stride=self.stride, prefix_budget=self._prefix_budget()
-        )
-
     def _prefix_budget(self) -> int | None:
         """Tokens of prefixes at once; None where prefixes cannot be shared."""
         if self._looks_ahead or not self.options.share_prefixes:
@@ -200,16 +215,9 @@ class Extractor:
         per_token = PrefixCache.count_token_bytes(config, max(1, layers), dtype)
         return max(1, min(self.token_budget, _PREFIX_BYTES // per_token))
 
-    def _batches(self, wave: Wave) -> Iterator[list[Piece]]:
-        if wave.prefixes:
-            yield list(wave.prefixes)
-        costs = [piece.cost for piece in wave.pieces]
-        for batch in plan_batches(costs, self.token_budget):
-            yield [wave.pieces[n] for n in batch]
-
     def _run_wave(self, wave: Wave, collector: Collector, watch: Watch) -> None:
         prefixes: PrefixCache | None = None
-        for pieces in self._batches(wave):
+        for pieces in self.batches(wave):
             cache: Cache | None = None
             if wave.prefixes and prefixes is None:
                 cache = prefixes = PrefixCache(self._pack(pieces))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -112,15 +113,18 @@ class _Outline:
         self.num_tokens += shard.num_tokens
         self.disk_bytes += self._costs.count_shard_bytes(shard)
         self._shard_memory = max(self._shard_memory, self._costs.estimate_shard_memory(shard))
-        num_prefix_tokens = 0
-        for place, pieces in enumerate(self._extractor.plan(shard)):
-            num_tokens = sum(len(piece.ids) for piece in pieces)
-            if pieces[0].prefix is None:
-                num_prefix_tokens = num_tokens  # if any of the next go on from these
-            self.batches.append((num_tokens, number, place))
-            self.operations += self._costs.count_operations(pieces)
-            memory = self._costs.estimate_memory(pieces, num_prefix_tokens)
-            self._batch_memory = max(self._batch_memory, memory)
+        places = count()
+        for wave in self._extractor.waves(shard):
+            num_prefix_tokens = _count_tokens(wave.prefixes)
+            for pieces in self._extractor.batches(wave):
+                self.batches.append((_count_tokens(pieces), number, next(places)))
+                self.operations += self._costs.count_operations(pieces)
+                memory = self._costs.estimate_memory(pieces, num_prefix_tokens)
+                self._batch_memory = max(self._batch_memory, memory)
+
+
+def _count_tokens(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece.ids) for piece in pieces)
 
 
 class _Nowhere:
@@ -139,11 +143,11 @@ def _measure_speed(job: Job, outline: _Outline, seconds: float) -> float:
         return 0.0
     texts = _read_batch(job, *sorted(outline.batches)[len(outline.batches) // 2][1:])
     costs, extractor = Costs(job.extractor), job.extractor
-    began, speeds, count = time.perf_counter(), [0.0], 0
-    while count == 0 or time.perf_counter() - began < seconds / 2:
-        speeds = speeds if count == len(texts) else []
-        count = min(len(texts), max(1, 2 * count))
-        shard = Shard(begin=0, end=count, texts=tuple(texts[-count:]), schema=extractor.schema)
+    began, speeds, size = time.perf_counter(), [0.0], 0
+    while size == 0 or time.perf_counter() - began < seconds / 2:
+        speeds = speeds if size == len(texts) else []
+        size = min(len(texts), max(1, 2 * size))
+        shard = Shard(begin=0, end=size, texts=tuple(texts[-size:]), schema=extractor.schema)
         operations = sum(map(costs.count_operations, extractor.plan(shard)))
         before = time.perf_counter()
         extractor.run(shard, _Nowhere())

@@ -17,6 +17,7 @@ from phiscope.config import PhiConfig
 from phiscope.errors import UnsupportedError
 from phiscope.extraction.extractor import Extractor
 from phiscope.model import PhiForCausalLM
+from phiscope.runtime import describe_machine, describe_products
 
 Json = Any
 _SETTINGS = ("tokens", "overflow", "dtype", "top_k", "token_ids", "share_prefixes")
@@ -121,12 +122,15 @@ def _describe_software(extractor: Extractor) -> dict[str, Json]:
         "arithmetic": str(extractor.model.model.hidden_dtype).removeprefix("torch."),
         "attention": " ".join(sorted(attention)),
         "device": torch.cuda.get_device_name(weight.device) if on_gpu else _describe_cpu(),
+        "products": describe_products(weight.device),
         "threads": 1 if on_gpu else torch.get_num_threads(),
     }
 
 
 def _describe_cpu() -> str:
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    """The processor, by what its libraries choose their kernels."""
+    machine = describe_machine()
+    return " ".join([machine.cpu, torch.backends.cpu.get_cpu_capability(), *machine.cpu_features])
 
 
 def _needs_head(extractor: Extractor) -> bool:

@@ -76,7 +76,8 @@ def run_job(
     """Run or resume a job on this machine; its store is finished unless it is a part.
 
     Ctrl-C ends it after the shard at work; a second one at once. A store that was finished before
-    is left as it is, once its input was found to be this one, but for a verification that it lacks.
+    is left as it is, once its input was found to be this one, but for a verification that it lacks;
+    Ctrl-C while its input is read is a `KeyboardInterrupt`, as nothing was found out.
     Raises `StoreError` for a folder of another job or an input that has changed.
     """
     progress = progress or Progress(job.extractor)
@@ -109,6 +110,8 @@ def run_shards(
             bad |= find_bad_rows(writer.done[number].errors)
             sample.offer_all(row for row in rows if row.index not in bad)
         if is_asked():
+            if writer.finished:
+                raise KeyboardInterrupt
             writer.interrupt()
             return sample
     complete(job, writer, num_shards)

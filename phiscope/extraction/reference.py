@@ -20,6 +20,7 @@ from phiscope.errors import NonFiniteError
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.pieces import Piece, Text, cut_windows
 from phiscope.model import PhiForCausalLM
+from phiscope.runtime import exact_products
 from phiscope.wide import widen
 
 Array = NDArray[np.float64]
@@ -64,7 +65,7 @@ class Reference:
     def head(self, hidden: Array) -> Array:
         """The logits (n, vocab) of rows (n, hidden) after the final norm."""
         rows = torch.from_numpy(hidden).to(self._extractor.device, self._model.model.hidden_dtype)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_products():
             return _as_array(self._model.logits(rows))
 
     def _cut(self, text: Text) -> Iterator[Piece]:
@@ -89,8 +90,9 @@ class Reference:
 
     def _capture(self, piece: Piece, points: Sequence[Point]) -> Mapping[Point, Tensor]:
         """All tokens' rows (T, ...) at each point; NaN where some are no numbers."""
-        batches = capture_batches(self._model, [piece.ids], points, edits=self._extractor.edits)
-        ((_, plan),) = batches
+        edits = self._extractor.edits
+        with exact_products():
+            ((_, plan),) = capture_batches(self._model, [piece.ids], points, edits=edits)
         try:
             rows = plan.rows(0)
         except NonFiniteError:

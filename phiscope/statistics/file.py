@@ -170,3 +170,13 @@ def join_ranges(
             begin = joined.pop()[0]
         joined.append((begin, end))
     return tuple(joined)
+
+
+def find_missing(ranges: Iterable[Range], total: int) -> Range | None:
+    """The first input rows [begin, end) below `total` that no range has; None if all are there."""
+    reached = 0
+    for begin, end in sorted(ranges):
+        if begin > reached:
+            return reached, begin
+        reached = max(reached, end)
+    return None if reached >= total else (reached, total)

@@ -6,9 +6,9 @@ was killed goes on from it with the same bits.
 """
 
 import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from phiscope.extraction.interrupts import interruptible
 from phiscope.extraction.job import Job
 from phiscope.extraction.progress import Progress
 from phiscope.extraction.shard import Shard, digest_rows
+from phiscope.statistics.errors_file import ErrorFile
 from phiscope.statistics.moments import Moments
 from phiscope.statistics.point_statistics import PointStatistics
-from phiscope.store import Disk, Scratch, ShardOrigin
+from phiscope.store import Scratch, ShardOrigin
 from phiscope.store.header import StoreHeader
 
 _SAVE_SECONDS = 60.0
@@ -61,8 +62,9 @@ class Trail:
     def __init__(self, known: Mapping[str, Any]) -> None:
         self.input_sha256 = str(known.get("input_sha256", _NOTHING))
         self.num_tokens = int(known.get("num_tokens", 0))
-        self.errors: list[Mapping[str, Any]] = list(known.get("errors", ()))
-        """Bad rows and warnings, as errors.jsonl has them."""
+        self.num_bad_rows = int(known.get("num_bad_rows", 0))
+        self.error_bytes = int(known.get("error_bytes", 0))
+        """Of the file of errors that belong to what was counted."""
         self._walked = _NOTHING
 
     def walk(self, rows: Sequence[Row]) -> None:
@@ -78,14 +80,11 @@ class Trail:
         """Rows that are counted now."""
         self._walked = self.input_sha256 = _chain(self.input_sha256, rows)
         self.num_tokens += origin.num_tokens
-        self.errors += origin.errors
+        self.num_bad_rows += sum("error" in entry for entry in origin.errors)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "input_sha256": self.input_sha256,
-            "num_tokens": self.num_tokens,
-            "errors": self.errors,
-        }
+        names = ("input_sha256", "num_tokens", "num_bad_rows", "error_bytes")
+        return {name: getattr(self, name) for name in names}
 
 
 def measure(
@@ -100,28 +99,51 @@ def measure(
     progress = progress or Progress(job.extractor)
     began = time.perf_counter()
     statistics = _open(job, diagonal, resume)
-    trail, saved, is_finished = Trail(statistics.trail), time.monotonic(), True
-    with interruptible(progress.say) as is_asked:
-        for number, rows in job.shards():
-            if not job.is_ours(number):
-                continue
-            if statistics.covers(number * job.extractor.shard_size):
-                trail.walk(rows)
-                progress.skip(rows)
-                continue
-            trail.check(job.out)
-            _count_shard(job, statistics, trail, number, rows, progress)
-            if is_asked() or time.monotonic() - saved > _SAVE_SECONDS:
-                statistics.save(job.out)
-                saved = time.monotonic()
-            if is_asked():
-                is_finished = False
-                break
-    trail.check(job.out)
-    statistics.save(job.out)
-    _write_errors(job.out, trail.errors)
-    progress.close()
+    trail = Trail(statistics.trail)
+    with closing(progress), ErrorFile(job.out, trail.error_bytes) as errors:
+        with interruptible(progress.say) as is_asked:
+            is_finished = _count_shards(job, statistics, trail, errors, progress, is_asked)
+        trail.check(job.out)
+        _save(job, statistics, errors)
     return _conclude(job.out, statistics, trail, is_finished, time.perf_counter() - began)
+
+
+def _count_shards(
+    job: Job,
+    statistics: PointStatistics,
+    trail: Trail,
+    errors: ErrorFile,
+    progress: Progress,
+    is_asked: Callable[[], bool],
+) -> bool:
+    """Count the shards that are not counted yet; whether all were, and the job not interrupted."""
+    saved, num_rows = time.monotonic(), 0
+    for number, rows in job.shards():
+        num_rows += len(rows)
+        if not job.is_ours(number):
+            continue
+        if statistics.covers(number * job.extractor.shard_size):
+            trail.walk(rows)
+            progress.skip(rows)
+            continue
+        trail.check(job.out)
+        origin = _count_shard(job, statistics, number, rows, progress)
+        trail.error_bytes = errors.add(origin.errors)
+        trail.add(rows, origin)
+        statistics.trail = trail.to_json()
+        if is_asked():
+            return False
+        if time.monotonic() - saved > _SAVE_SECONDS:
+            _save(job, statistics, errors)
+            saved = time.monotonic()
+    statistics.trail = {**trail.to_json(), "num_input_rows": num_rows}
+    return True
+
+
+def _save(job: Job, statistics: PointStatistics, errors: ErrorFile) -> None:
+    """The errors first: a file that is longer than the statistics know of is cut."""
+    errors.sync()
+    statistics.save(job.out)
 
 
 def _check(job: Job) -> None:
@@ -138,8 +160,12 @@ def _open(job: Job, diagonal: bool, resume: bool) -> PointStatistics:
     columns = {
         column.name: Moments(column.width, diagonal=diagonal) for column in extractor.schema.columns
     }
-    identity = {**identify(extractor, job.source.spec), "shard_size": extractor.shard_size}
-    statistics = PointStatistics(columns, {**identity, "diagonal": diagonal})
+    identity = {
+        **identify(extractor, job.source.spec),
+        "shard_size": extractor.shard_size,
+        "diagonal": diagonal,
+    }
+    statistics = PointStatistics(columns, identity)
     if not job.out.exists():
         return statistics
     if not resume:
@@ -162,11 +188,10 @@ def _check_same(
 def _count_shard(
     job: Job,
     statistics: PointStatistics,
-    trail: Trail,
     number: int,
     rows: Sequence[Row],
     progress: Progress,
-) -> None:
+) -> ShardOrigin:
     extractor = job.extractor
     shard = extractor.read(rows, number * extractor.shard_size)
     folder = job.out.absolute().parent
@@ -181,9 +206,8 @@ def _count_shard(
             statistics.update(block, [labels[row] for row in some])
     statistics.settle()
     statistics.cover(shard.begin, shard.end)
-    trail.add(rows, origin)
-    statistics.trail = trail.to_json()
     progress.skip(rows)
+    return origin
 
 
 def _label(extractor: Extractor, shard: Shard) -> list[str | None]:
@@ -202,17 +226,10 @@ def _conclude(
         num_input_rows=sum(end - begin for begin, end in statistics.ranges),
         num_rows=max(moments.count for moments in statistics.columns.values()),
         num_tokens=trail.num_tokens,
-        num_bad_rows=sum("error" in entry for entry in trail.errors),
+        num_bad_rows=trail.num_bad_rows,
         seconds=seconds,
     )
 
 
 def _chain(before: str, rows: Sequence[Row]) -> str:
     return hashlib.sha256(f"{before} {digest_rows(rows)}".encode()).hexdigest()
-
-
-def _write_errors(out: Path, errors: Sequence[Mapping[str, Any]]) -> None:
-    """Bad rows beside the file, if there are any."""
-    if errors:
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in errors)
-        Disk().replace(out.with_name(f"{out.name}.errors.jsonl"), lines.encode())

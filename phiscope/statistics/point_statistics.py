@@ -15,6 +15,7 @@ from phiscope.errors import NonFiniteError, StoreError
 from phiscope.statistics.file import (
     Range,
     StatisticsFile,
+    find_missing,
     join_ranges,
     write_statistics,
 )
@@ -37,7 +38,10 @@ class PointStatistics:
         self.ranges: tuple[Range, ...] = ()
         """The input rows [begin, end) that were counted, ascending."""
         self.trail: dict[str, Any] = {}
-        """What a job that goes on wants to know of what was done; a merge leaves it out."""
+        """What a job that goes on wants to know of what was done; a merge leaves it out.
+
+        Its `num_input_rows`, all of the corpus, is there as soon as the job has reached its end.
+        """
 
     def __getitem__(self, column: str) -> Moments:
         if column not in self.columns:
@@ -70,10 +74,22 @@ class PointStatistics:
         """Note that the input rows [begin, end) are counted; `StoreError` if some were before."""
         self.ranges = join_ranges(self.ranges, [(begin, end)])
 
+    def check_whole(self, path: Path) -> None:
+        """Raise `StoreError` if rows of the corpus are missing: parts, or those of a killed job."""
+        if not self.trail:
+            return
+        total = _read_total(self.trail, path)
+        missing = find_missing(self.ranges, total)
+        if missing is not None:
+            raise StoreError(
+                f"{path} has statistics of a part of the corpus: input rows {missing[0]} to"
+                f" {missing[1] - 1} are missing; merge it with the other parts"
+            )
+
     def merge(self, other: "PointStatistics") -> None:
         """Add all rows of another; `StoreError` for another job or rows counted before."""
         self._check_mergeable(other.kinds, other.job)
-        self.ranges = join_ranges(self.ranges, other.ranges)
+        self.ranges, self.trail = join_ranges(self.ranges, other.ranges), {}
         for name, moments in other.columns.items():
             self.columns[name].merge(moments)
 
@@ -106,7 +122,7 @@ class PointStatistics:
             ranges = join_ranges(self.ranges, file.ranges, f"{path}: ")
             for name in file.columns:
                 self.columns[name].merge(file.read(name))
-            self.ranges = ranges
+            self.ranges, self.trail = ranges, {}
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -129,12 +145,20 @@ class PointStatistics:
 
 
 def merge_statistics(paths: Sequence[Path]) -> PointStatistics:
-    """The statistics of all rows of several files of one job; each row may be in one of them."""
+    """The statistics of all rows of several files of one job; each row may be in one of them.
+
+    Raises `StoreError` for parts of a job that do not make up the whole of it.
+    """
     if not paths:
         raise ValueError("no files to merge")
+    totals = {path: total for path in paths if (total := _find_total(path)) is not None}
     statistics = PointStatistics.load(paths[0])
     for path in paths[1:]:
         statistics.merge_file(path)
+    if totals:
+        path, total = max(totals.items(), key=lambda item: item[1])
+        statistics.trail = {"num_input_rows": total}
+        statistics.check_whole(path)
     return statistics
 
 
@@ -171,6 +195,18 @@ def _measure_column(
         moments.update(rows, None if labels is None else labels[begin:end])
         begin = end
     return moments
+
+
+def _find_total(path: Path) -> int | None:
+    """The rows of the corpus that a job's file is of; None where no job wrote it."""
+    with StatisticsFile(path) as file:
+        return _read_total(file.trail, path) if file.trail else None
+
+
+def _read_total(trail: Mapping[str, Any], path: Path) -> int:
+    if "num_input_rows" not in trail:
+        raise StoreError(f"{path} is of a job that was interrupted; give its command again first")
+    return int(trail["num_input_rows"])
 
 
 def _flatten(job: Mapping[str, Any], above: str = "") -> dict[str, Any]:

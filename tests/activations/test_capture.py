@@ -323,6 +323,17 @@ def test_fault_51_a_state_beyond_fp16_is_refused_or_flagged(ids, huge):
     assert whole.clamped(0)["resid_post.0"] == 0
 
 
+def test_fault_51_bfloat16_which_has_no_65504_is_clamped_to_it(ids):
+    seen = torch.ones(20, 64, dtype=torch.bfloat16)
+    seen[3, 5:8] = torch.tensor([65536.0, -1e30, 65280.0])
+    _, packed = pack(ids)
+    keep = Keep(dtype=torch.float16, overflow="clamp")
+    plan = plan_capture(packed, [Point("resid_post", 0)], keep=keep)
+    plan.at("resid_post", 0, seen)
+    assert plan.rows(0)["resid_post.0"][3, 5:8].tolist() == [65504.0, -65504.0, 65280.0]
+    assert plan.clamped(0) == {"resid_post.0": 2}
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_fault_51_an_infinity_is_never_clamped_into_a_number(ids, value):
     seen = torch.ones(20, 64)

@@ -70,5 +70,8 @@ def test_edits_that_would_do_nothing_or_something_else_are_refused(phi):
         with pytest.raises(UnsupportedError, match="counts positions from the start of a text"):
             make(edit, points="resid_post.2", overflow="window")
         assert make(edit, points="resid_post.2", overflow="truncate")
+    late = Add(Point("resid_post", 1), torch.zeros(32), phase="completion")
+    with pytest.raises(UnsupportedError, match="is for the completion alone"):
+        make(late, points="resid_post.2")
     with pytest.raises(ValueError, match=r"vector at resid_post.1 has shape"):
         make(Add(Point("resid_post", 1), torch.zeros(31)), points="resid_post.2")

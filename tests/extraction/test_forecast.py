@@ -100,6 +100,23 @@ def test_memory_is_at_least_what_the_process_has_held(phi, tmp_path):
     assert forecast(make_job(phi, tmp_path / "s"), seconds=0).peak_memory_bytes >= peak
 
 
+def test_keys_of_prefixes_count_where_there_are_prefixes(phi, tmp_path, monkeypatch):
+    told = []
+
+    def note(self, pieces, num_prefix_tokens):
+        told.append((any(piece.prefix is not None for piece in pieces), num_prefix_tokens))
+        return 0
+
+    monkeypatch.setattr("phiscope.extraction.costs.Costs.estimate_memory", note)
+    stem = "what many texts of this corpus begin with, " * 3
+    texts = ["one of its own", *(f"{stem}{end}" for end in ("this", "that", "more"))]
+    forecast(make_job(phi, tmp_path / "s", texts), seconds=0)
+    length = len(phi.tokenizer.encode(stem))
+    assert next(tokens for goes_on, tokens in told if not goes_on) == 0
+    assert {tokens for goes_on, tokens in told if goes_on} <= {length - 1, length}
+    assert any(goes_on for goes_on, _ in told)
+
+
 def test_an_input_that_passes_once_is_refused(phi, tmp_path):
     job = make_job(phi, tmp_path / "s", iter(["one", "two"]))
     with pytest.raises(InputError, match="only once"):

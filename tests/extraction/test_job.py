@@ -389,6 +389,19 @@ def test_ctrl_c_during_the_verification_leaves_a_finished_store_to_verify(phi, t
     assert (report.was_finished, report.verification.num_rows) == (True, 2)
 
 
+def test_ctrl_c_while_a_finished_store_is_compared_finds_nothing_out(phi, tmp_path):
+    run(make_job(phi, tmp_path / "s"))
+
+    class Impatient(Progress):
+        def skip(self, rows):
+            signal.raise_signal(signal.SIGINT)
+
+    job = make_job(phi, tmp_path / "s", verify=100)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, progress=Impatient(job.extractor))
+    assert open_store(job.out).manifest["verification"] is None
+
+
 def test_bad_rows_of_a_finished_store_are_not_verified(phi, tmp_path):
     job = make_job(phi, tmp_path / "s")
     run(job)

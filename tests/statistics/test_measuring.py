@@ -1,5 +1,7 @@
 """Statistics of a corpus in one pass: those of the states that extract would have stored."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,55 @@ def test_statistics_of_parts_merge_to_those_of_the_whole(phi, rows, tmp_path):
     assert merged.ranges == whole.ranges
     ours, theirs = merged["resid_post.1.mean"], whole["resid_post.1.mean"]
     np.testing.assert_allclose(ours.covariance, theirs.covariance, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_that_are_not_the_whole_are_no_statistics_of_it(phi, rows, tmp_path):
+    parts = [tmp_path / f"{part}.safetensors" for part in (0, 1, 2)]
+    for number, part in enumerate(parts):
+        measure(phi, rows, part, part=(number, 3))
+    with pytest.raises(StoreError, match="input rows 32 to 47 are missing"):
+        merge_statistics(parts[:2])
+    with pytest.raises(StoreError, match="input rows 16 to 47 are missing"):
+        PointStatistics.load(parts[0]).check_whole(parts[0])
+    merged = merge_statistics(parts)
+    merged.save(tmp_path / "whole.safetensors")
+    PointStatistics.load(tmp_path / "whole.safetensors").check_whole(tmp_path)
+    parts[2].unlink()
+    with pytest.raises(StoreError, match="was interrupted"):
+        merge_statistics([*parts[:2], interrupt(phi, rows, parts[2], part=(2, 3))])
+
+
+def interrupt(phi, rows, out, **settings):
+    """A count that ends, by Ctrl-C, with the first shard it sees."""
+
+    def interrupted():
+        yield from rows[:17]
+        signal.raise_signal(signal.SIGINT)
+        yield from rows[17:]
+
+    assert not measure(phi, interrupted(), out, **settings).is_finished
+    return out
+
+
+def test_errors_are_those_of_the_rows_that_count(phi, rows, tmp_path):
+    bad = [{"text": "", "label": "a"}]
+    rows, out = [*bad, *rows, *bad], tmp_path / "s.safetensors"
+    errors = tmp_path / "s.safetensors.errors.jsonl"
+    interrupt(phi, rows, out)
+    first = errors.read_text()
+    assert '"index": 0' in first
+    with errors.open("a") as file:
+        file.write("what a killed job had written behind it")
+    assert measure(phi, rows, out).num_bad_rows == 2
+    assert errors.read_text().startswith(first)
+    assert '"index": 51' in errors.read_text().splitlines()[1]
+    errors.unlink()
+    with pytest.raises(StoreError, match="has lost rows"):
+        measure(phi, rows, out)
+    out.unlink()
+    errors.write_text("of an input that was mended")
+    measure(phi, rows[1:-1], out)
+    assert not errors.exists()
 
 
 def test_ids_of_likely_tokens_have_no_statistics(phi, rows, tmp_path):

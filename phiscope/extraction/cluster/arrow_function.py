@@ -6,6 +6,8 @@ theirs. Each process loads the model when its first batch comes, and keeps it.
 
 import pickle
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from phiscope.activations.edits import Edit
 from phiscope.activations.points import PointSpec
+from phiscope.errors import InputError
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, Row, open_source
 from phiscope.extraction.options import make_options
@@ -35,6 +38,7 @@ _SPARK_TYPES = {
     pa.list_(pa.float32()): "ARRAY<FLOAT>",
 }
 _ABSENT = -1
+_LOADING = threading.Lock()
 _NOTHING = np.array([_ABSENT])
 
 
@@ -75,7 +79,8 @@ class ArrowFunction:
     What it gives has a store's columns, and then `error` and `warning`, which are null where all is
     well. A row that cannot be served is one row of nulls with its `id` and its error, so that
     nothing is lost; pooled, there is a row for each that came, in their order. A row without an id
-    is called by its number among those of one call.
+    is called by its number among those of one call; Spark makes a call for each partition, so there
+    a column of ids is required.
     """
 
     recipe: bytes = field(repr=False)
@@ -109,6 +114,7 @@ class ArrowFunction:
         if first is None:
             return
         extractor = _make_extractor(self.recipe)
+        self._check_ids(first.schema)
         reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], arriving))
         source, size = open_source(reader, self.fields), extractor.shard_size
         for begin in count(0, size):
@@ -116,6 +122,15 @@ class ArrowFunction:
             if not rows:
                 return
             yield from self._run(extractor, rows, begin)
+
+    def _check_ids(self, given: pa.Schema) -> None:
+        """Refuse numbers as names where there are several calls, and so several rows of each."""
+        name = self.fields.id or "id"
+        if self.for_spark and name not in given.names:
+            raise InputError(
+                f"the frame has no column {name!r}, and Spark's partitions are numbered each from"
+                " 0: add a column of ids (fields=Fields(id=...) names it)"
+            )
 
     def _run(
         self, extractor: Extractor, rows: Sequence[Row], begin: int
@@ -174,8 +189,12 @@ class _Result:
         return lists.take(pa.array(np.cumsum(there) - 1, mask=~there))
 
     def _make_words(self, kind: str, owners: NDArray[np.int64]) -> pa.Array:
-        words = {entry["index"]: entry[kind] for entry in self.origin.errors if kind in entry}
-        return pa.array([words.get(self.rows[owner].index) for owner in owners], pa.string())
+        words: dict[int, list[str]] = defaultdict(list)
+        for entry in self.origin.errors:
+            if kind in entry:
+                words[entry["index"]].append(entry[kind])
+        indices = [self.rows[owner].index for owner in owners]
+        return pa.array(["; ".join(words[i]) if i in words else None for i in indices], pa.string())
 
 
 def _as_spark(field: pa.Field) -> pa.Field:
@@ -196,8 +215,14 @@ def _make_spark_lists(column: Column, values: NDArray[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(plain.reshape(-1)))
 
 
-@lru_cache(maxsize=1)
 def _make_extractor(recipe: bytes) -> Extractor:
-    """The extractor of this process; unpickles only what `make_arrow_function` pickled."""
+    """The extractor of this process, of whose threads one loads it."""
+    with _LOADING:
+        return _load_extractor(recipe)
+
+
+@lru_cache(maxsize=1)
+def _load_extractor(recipe: bytes) -> Extractor:
+    """Unpickles only what `make_arrow_function` pickled."""
     made: Recipe = pickle.loads(recipe)
     return made.make()

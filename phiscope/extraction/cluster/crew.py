@@ -1,13 +1,15 @@
 """A crew: the actors of a Ray job, each with a shard at work and one waiting.
 
 What an actor that dies had in hand goes to another. Only the shard it was at work on is blamed, and
-only if it dies again and again does the job end.
+only if it dies again and again does the job end. Ray waits for ever for room for an actor; so none
+is given longer than a while in which no other works.
 """
 
 import re
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +53,9 @@ class Member:
     """An actor and its calls, oldest first; None is the one that loads its model."""
 
     actor: Any
-    calls: dict[Any, Task | None] = field(default_factory=dict)
+    calls: dict[Any, Task | None]
+    ping: Any
+    """The call that any actor answers as soon as its process is there."""
     node: str = "a node"
     is_ready: bool = False
 
@@ -64,13 +68,23 @@ class Crew:
     """Actors, as many as `start` is called for; a context manager that kills them in the end."""
 
     def __init__(
-        self, ray: Any, start: Callable[[], Any], size: int, say: Callable[[str], None]
+        self,
+        ray: Any,
+        start: Callable[[], Any],
+        size: int,
+        say: Callable[[str], None],
+        *,
+        timeout: float = 120.0,
     ) -> None:
         self.header: StoreHeader | None = None
         """What the first actor that was ready makes shards of; all others must make the same."""
         self._ray = ray
         self._start = start
         self._say = say
+        self._timeout = timeout
+        """Seconds until an actor's process must have started where no other has."""
+        self._alone_since: float | None = None
+        """Since when there is no process."""
         self._waiting: deque[Task] = deque()
         self._deaths: Counter[int | None] = Counter()
         """Actors that died at each shard, or in a row while they loaded the model."""
@@ -95,17 +109,11 @@ class Crew:
             task is not None for member in self._members for task in member.calls.values()
         )
 
-    def get_ready(self, timeout: float) -> StoreHeader:
+    def get_ready(self) -> StoreHeader:
         """Wait until the first actor is ready.
 
         Raises `UnsupportedError` if none has started in time; its model may take longer.
         """
-        pings = [member.actor.ping.remote() for member in self._members]
-        if not self._ray.wait(pings, timeout=timeout)[0]:
-            raise UnsupportedError(
-                f"Ray has started no actor within {timeout:g} s; its nodes may be taken by other"
-                " work: wait for it, or ask for fewer CPUs and GPUs"
-            )
         while self.header is None:
             self.collect()
         return self.header
@@ -119,8 +127,10 @@ class Crew:
         """Wait a moment, and return the shards that are done by then.
 
         Raises the error of a shard that cannot be made, `StoreError` for one that kills its actors,
-        and `UnsupportedError` for an actor that would make other shards than the first.
+        and `UnsupportedError` for an actor that would make other shards than the first, or if Ray
+        has had no room for any actor for a while.
         """
+        self._check_started()
         self._hand_out()
         owners = {call: member for member in self._members for call in member.calls}
         ready, _ = self._ray.wait(list(owners), timeout=_LOOK_SECONDS)
@@ -128,7 +138,23 @@ class Crew:
 
     def _engage(self) -> Member:
         actor = self._start()
-        return Member(actor, {actor.describe.remote(): None})
+        return Member(actor, {actor.describe.remote(): None}, actor.ping.remote())
+
+    def _check_started(self) -> None:
+        """Raise `UnsupportedError` if there has been no process of an actor for too long."""
+        if any(member.is_ready for member in self._members) or self._has_process():
+            self._alone_since = None
+            return
+        self._alone_since = self._alone_since or time.monotonic()
+        if time.monotonic() - self._alone_since > self._timeout:
+            raise UnsupportedError(
+                f"Ray has started no actor within {self._timeout:g} s; its nodes may be taken by"
+                " other work, or gone: wait for them, or ask for fewer CPUs and GPUs"
+            )
+
+    def _has_process(self) -> bool:
+        pings = [member.ping for member in self._members]
+        return bool(self._ray.wait(pings, timeout=0)[0])
 
     def _hand_out(self) -> None:
         while self._waiting:
@@ -143,13 +169,27 @@ class Crew:
         """Take the result of a call, or of all that an actor did before it died."""
         try:
             result = self._take(call)
-        except self._ray.exceptions.RayError as error:
+        except self._deaths_of_actors as error:
             return self._replace(member, _last_line(error))
+        except self._ray.exceptions.RayError as error:  # one that cannot be sent, say
+            raise UnsupportedError(f"an actor on {member.node}: {_last_line(error)}") from error
         task = member.calls.pop(call)
         if task is not None:
             return [(task, result)]
         self._admit(member, result)
         return []
+
+    @property
+    def _deaths_of_actors(self) -> tuple[type[Exception], ...]:
+        errors = self._ray.exceptions
+        return (
+            errors.RayActorError,
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.OutOfMemoryError,
+            errors.ObjectLostError,
+            errors.GetTimeoutError,
+        )
 
     def _take(self, call: Any, timeout: float | None = None) -> Any:
         """The result of a call; its own error if it failed, a `RayError` if its actor did."""
@@ -183,27 +223,30 @@ class Crew:
                 lost.append(task)
             else:
                 done += [(task, record)] if task is not None else []
-        if lost:
-            self._blame(lost[0], reason)
+        is_replaced = not lost or self._blame(lost[0], reason)
         tasks = [task for task in lost if task is not None]
         self._waiting.extendleft(reversed(tasks))
         self._say(f"an actor died on {member.node}; others take the {len(tasks)} shards it had")
-        self._members[self._members.index(member)] = self._engage()
+        place = self._members.index(member)
+        self._members[place : place + 1] = [self._engage()] if is_replaced else []
         return done
 
-    def _blame(self, task: Task | None, reason: str) -> None:
+    def _blame(self, task: Task | None, reason: str) -> bool:
+        """Whether another actor shall take the dead one's place; the job's end if none can work."""
         number = None if task is None else task.number
         self._deaths[number] += 1
         if self._deaths[number] < _DEATHS:
-            return
+            return True
         if task is None:
-            raise UnsupportedError(
-                f"{_DEATHS} actors in a row died before their model was loaded: {reason}"
-            )
+            what = f"{_DEATHS} actors in a row died before their model was loaded: {reason}"
+            if not any(member.is_ready for member in self._members):
+                raise UnsupportedError(what)
+            self._say(f"{what}; going on without")
+            return False
         raise StoreError(
             f"shard {number} (input rows {task.rows[0].index} to {task.rows[-1].index}) killed"
             f" {_DEATHS} actors; it may want more memory than a node has: give a smaller"
-            " shard_size or token_budget, or fewer actors"
+            f" shard_size or token_budget, or fewer actors (the last one: {reason})"
         )
 
 

@@ -82,9 +82,12 @@ def run_on_ray(
     cluster = _settle(cluster or Cluster(), recipe.model.mode)
     with open_session(cluster, num_threads) as ray:
         allotment = allot(list_resources(ray), cluster, num_threads)
+        if (cluster.num_actors or 0) > allotment.num_actors:
+            progress.say(f"there is room for {allotment.num_actors} of the actors asked for")
         start = _make_starter(ray, allotment, recipe, job.source)
-        with Crew(ray, start, allotment.num_actors, progress.say) as crew:
-            header = crew.get_ready(cluster.start_timeout)
+        size, timeout = allotment.num_actors, cluster.start_timeout
+        with Crew(ray, start, size, progress.say, timeout=timeout) as crew:
+            header = crew.get_ready()
             with closing(progress), job.open(header, resume=resume) as writer:
                 was_finished = writer.finished
                 _run(job, crew, writer, progress)

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from phiscope.errors import MissingExtraError, UnsupportedError
+from phiscope.runtime import describe_machine
 
 _CONNECT_SECONDS = 5.0
 _SETTINGS = b"\x04"
 """The type of the frame that both sides of an HTTP/2 connection begin with (RFC 9113)."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
-_LONGEST_FOLDER = 40
-"""Of the folder that Ray's sockets lie in, whose names have 107 bytes at most."""
+_LONGEST_FOLDER = 30
+"""Of the folder for Ray's own, behind which come 77 bytes; a socket's name has 107 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Cluster:
     cpus_per_actor: float | None = None
     """None: one for an actor with a GPU, else as many as it has threads."""
     start_timeout: float = 120.0
-    """Seconds until the first actor's process must have started."""
+    """Seconds until an actor's process must have started where no other has."""
 
     def __post_init__(self) -> None:
         if self.num_actors is not None and self.num_actors < 1:
@@ -64,6 +65,8 @@ def open_session(cluster: Cluster, num_threads: int) -> Iterator[Any]:
 
     Raises `MissingExtraError` without Ray and `UnsupportedError` where there is no cluster.
     """
+    if cluster.address is None:  # else `uv run` has Ray copy the working folder, corpus and all
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -93,7 +96,8 @@ def allot(nodes: Sequence[Mapping[str, float]], cluster: Cluster, num_threads: i
     if not fitting:
         raise UnsupportedError(
             f"an actor needs {cpus:g} CPUs and {gpus:g} GPUs of one node, and the Ray cluster's"
-            f" nodes have {_describe_nodes(nodes)}; ask for less, or add nodes"
+            f" nodes have {_describe_nodes(nodes)}; ask for less (--threads, --gpus-per-actor), or"
+            " add nodes"
         )
     return Allotment(num_actors=min(cluster.num_actors or fitting, fitting), cpus=cpus, gpus=gpus)
 
@@ -134,17 +138,24 @@ def _connect(ray: Any, *, address: str, **settings: Any) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = "on this machine" if address == "local" else f"at {address}"
-        raise UnsupportedError(f"no Ray cluster {where}: {_first_line(error)}") from error
+        remedy = (
+            ""
+            if address == "local"
+            else ("; this machine must be one of its nodes, or the address ray://HEAD:10001")
+        )
+        raise UnsupportedError(f"no Ray cluster {where}: {_first_line(error)}{remedy}") from error
 
 
 def _count_cpus(cluster: Cluster, num_threads: int) -> int:
     """CPUs for a Ray of our own to count with: never fewer than its actors ask for."""
     each = cluster.cpus_per_actor or num_threads
-    return max(os.cpu_count() or 1, math.ceil((cluster.num_actors or 1) * each))
+    return max(describe_machine().num_cores, math.ceil((cluster.num_actors or 1) * each))
 
 
 def _check_address(address: str) -> None:
     """Raise `UnsupportedError` if no Ray listens there, for which Ray itself would wait minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -157,8 +168,8 @@ def _check_address(address: str) -> None:
         ) from error
     if not is_ray:
         raise UnsupportedError(
-            f"what listens at {address} is not Ray; give the port that `ray start` named (6379),"
-            " not that of its dashboard"
+            f"what listens at {address} is not Ray; give the port that `ray start` named (6379, or"
+            " 10001 behind ray://), not that of its dashboard"
         )
 
 
@@ -173,8 +184,10 @@ def _speaks_grpc(host: str, port: int) -> bool:
 
 def _count_fitting(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     wanted = {"CPU": cpus, "GPU": gpus}
-    rooms = [node.get(name, 0) / need for name, need in wanted.items() if need]
-    return math.floor(min(rooms) + 1e-6) if rooms else 1
+    rooms = [math.floor(node.get(name, 0) / need + 1e-6) for name, need in wanted.items() if need]
+    if 0 < gpus < 1:  # a fraction is of one GPU, never of two
+        rooms.append(math.floor(node.get("GPU", 0)) * math.floor(1 / gpus + 1e-6))
+    return min(rooms, default=1)
 
 
 def _describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
@@ -184,7 +197,7 @@ def _describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
 
 def _find_short_folder() -> str:
     folder = tempfile.gettempdir()
-    return folder if len(folder) <= _LONGEST_FOLDER else "/tmp"
+    return folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else "/tmp"
 
 
 @contextmanager

@@ -155,6 +155,13 @@ def test_example_runs_and_hands_spark_the_function_with_its_columns(capsys, monk
     assert mapped.equals(run(function, table))
 
 
+def test_spark_is_refused_a_frame_without_ids():
+    function = make(**POOLED, for_spark=True)
+    batch = pa.RecordBatch.from_pydict({"text": ["a text"]})
+    with pytest.raises(InputError, match="no column 'id'"):
+        next(function([batch]))
+
+
 def test_no_batches_give_none():
     assert list(make(**POOLED)(iter(()))) == []
 

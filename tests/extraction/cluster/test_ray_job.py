@@ -17,6 +17,7 @@ from phiscope.extraction.cluster.actor import ShardActor
 from phiscope.extraction.cluster.crew import Crew
 from phiscope.extraction.cluster.ray_job import Cluster, ClusterJob, run_on_ray
 from phiscope.extraction.cluster.session import Allotment, allot, open_session
+from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import open_source
 from phiscope.extraction.job import Job, run_job
 from phiscope.extraction.options import make_options
@@ -81,11 +82,14 @@ def written(tmp_path_factory):
 def make_crew(ray):
     """Crews of actors that make shards of the headers given."""
 
-    def make(*headers):
+    def make(*headers, size=None):
         actor = ray.remote(PlainActor).options(num_cpus=0.01)
         left = list(headers)
         return Crew(
-            ray, lambda: actor.remote(left.pop(0) if left else headers[-1]), len(headers), print
+            ray,
+            lambda: actor.remote(left.pop(0) if left else headers[-1]),
+            size or len(headers),
+            print,
         )
 
     return make
@@ -155,12 +159,13 @@ def test_interrupted_job_keeps_the_shards_at_work(ray, tmp_path):
 def test_what_a_dead_actor_had_in_hand_goes_to_another(make_crew, tmp_path):
     words = ["make", "make", f"kill-once {tmp_path / 'killed'}", "make", "make", "make"]
     with make_crew(make_header(), make_header()) as crew:
-        crew.get_ready(60)
+        crew.get_ready()
         for number, word in enumerate(words):
             crew.submit(make_task(number, word))
         assert not crew.has_room
         assert sorted(collect_all(crew)) == list(range(len(words)))
         assert crew.has_room
+    assert (tmp_path / "killed").exists()
 
 
 def test_shard_that_kills_its_actors_ends_the_job(make_crew):
@@ -188,14 +193,22 @@ def test_actor_that_makes_other_bytes_is_refused(make_crew):
             collect_for_ever(crew)
 
 
-def test_actor_that_outlives_its_driver_names_no_file(tmp_path):
+def test_actor_that_outlives_its_driver_names_no_file(tmp_path, monkeypatch):
     actor = ShardActor(RECIPE, {}, has_gpus=False)
     actor.describe()
     rows = list(open_source(TEXTS).rows(0, SHARD_SIZE))
     marker = tmp_path / ".driver.tmp"
-    with pytest.raises(StoreError, match=f"does not see in {tmp_path} what the driver wrote"):
+    is_lost = f"does not see in {tmp_path} what the driver wrote"
+    with pytest.raises(StoreError, match=is_lost):
         actor.make(0, rows, marker)
     assert not list(tmp_path.iterdir())
+    marker.touch()
+    with monkeypatch.context() as patch:
+        run = Extractor.run
+        patch.setattr(Extractor, "run", lambda *given: marker.unlink() or run(*given))
+        with pytest.raises(StoreError, match=is_lost):
+            actor.make(0, rows, marker)
+    assert not list(tmp_path.glob("*.arrow"))
     marker.touch()
     assert actor.make(0, rows, marker).num_rows == SHARD_SIZE - 1
 
@@ -207,10 +220,44 @@ def test_actor_that_fits_no_node_is_refused(ray, tmp_path):
 
 
 def test_actors_that_do_not_start_are_given_up(ray):
-    actor = ray.remote(PlainActor).options(num_cpus=100)
-    no_actor = pytest.raises(UnsupportedError, match=r"no actor within 0\.01 s")
-    with Crew(ray, lambda: actor.remote(make_header()), 1, print) as crew, no_actor:
-        crew.get_ready(0.01)
+    actor = ray.remote(PlainActor).options(num_cpus=10_000)
+    no_actor = pytest.raises(UnsupportedError, match=r"no actor within 0\.5 s")
+    with Crew(ray, lambda: actor.remote(make_header()), 1, print, timeout=0.5) as crew, no_actor:
+        crew.get_ready()
+
+
+def test_actors_that_nothing_can_replace_end_the_job(ray):
+    rooms = iter((0.01, 10_000))
+
+    def start():
+        return ray.remote(PlainActor).options(num_cpus=next(rooms)).remote(make_header())
+
+    with Crew(ray, start, 1, print, timeout=0.5) as crew:
+        crew.submit(make_task(0, "kill"))
+        with pytest.raises(UnsupportedError, match=r"no actor within 0\.5 s"):
+            collect_all(crew)
+
+
+def test_node_on_which_no_model_loads_is_left_out(make_crew, capsys):
+    with make_crew(make_header(), None, size=2) as crew:
+        crew.get_ready()
+        while "going on without" not in capsys.readouterr().out:
+            crew.collect()
+        crew.submit(make_task(0, "make"))
+        assert collect_all(crew) == [0]
+
+
+def test_models_that_load_nowhere_end_the_job(make_crew):
+    nowhere = pytest.raises(UnsupportedError, match="3 actors in a row died before their model")
+    with make_crew(None) as crew, nowhere:
+        crew.get_ready()
+
+
+def test_error_that_cannot_be_sent_is_no_death(make_crew):
+    with make_crew(make_header()) as crew:
+        crew.submit(make_task(0, "fail-unsendably"))
+        with pytest.raises((UnsupportedError, TypeError)):
+            collect_all(crew)
 
 
 def test_address_at_which_nothing_listens_is_refused_at_once():
@@ -250,6 +297,11 @@ def test_without_ray_the_extra_is_named(monkeypatch):
             [{"CPU": 3}, {"CPU": 16, "GPU": 1}],
             Cluster(gpus_per_actor=0, num_actors=3),
             Allotment(num_actors=3, cpus=4, gpus=0),
+        ),
+        (
+            [{"CPU": 16, "GPU": 2}],
+            Cluster(gpus_per_actor=0.6),
+            Allotment(num_actors=2, cpus=1, gpus=0.6),
         ),
     ],
 )
