@@ -141,8 +141,8 @@ def describe_machine() -> Machine:
 def describe_products(device: torch.device) -> str:
     """How exact torch was told to compute matrix products; "ieee" is fp32 in fp32."""
     if device.type != "cuda":
-        return _read_precision(torch.backends.mkldnn.matmul)
-    matmul = torch.backends.cuda.matmul
+        return _read_precision(_find_backends()[0])
+    _, matmul = _find_backends()
     narrow = {
         "fp16": matmul.allow_fp16_reduced_precision_reduction,
         "bf16": matmul.allow_bf16_reduced_precision_reduction,
@@ -154,7 +154,7 @@ def describe_products(device: torch.device) -> str:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Compute fp32 products in fp32 within the block, whatever torch was told."""
-    backends: Any = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    backends = _find_backends()
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
@@ -163,6 +163,12 @@ def exact_products() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def _find_backends() -> tuple[Any, Any]:
+    """What says how matrix products are computed on CPUs and on GPUs; torch does not type it."""
+    backends: Any = torch.backends
+    return backends.mkldnn.matmul, backends.cuda.matmul
 
 
 def _read_precision(backend: Any) -> str:

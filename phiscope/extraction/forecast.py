@@ -146,7 +146,7 @@ def _measure_speed(job: Job, outline: _Outline, seconds: float) -> float:
     began, speeds, size = time.perf_counter(), [0.0], 0
     while size == 0 or time.perf_counter() - began < seconds / 2:
         speeds = speeds if size == len(texts) else []
-        size = min(len(texts), max(1, 2 * size))
+        size = min(len(texts), max(1, 4 * size))
         shard = Shard(begin=0, end=size, texts=tuple(texts[-size:]), schema=extractor.schema)
         operations = sum(map(costs.count_operations, extractor.plan(shard)))
         before = time.perf_counter()
