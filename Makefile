@@ -77,7 +77,8 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.ready-for-tests: $(VENV)/.ready
+$(VENV)/.ready-for-tests: $(VENV)/.ready tests/hf/fetch_suite.py
 	@echo "== set-up: everything the tests use (once; about a minute)"
 	@$(INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'
+	@$(BIN)/python tests/hf/fetch_suite.py $(BIN)/../share/transformers-tests
 	@touch $@

@@ -20,7 +20,7 @@ WRITERS: dict[str, tuple[str, str, str]] = {  # dialect: (model_type, architectu
     "phi5": ("phi", "PhiForCausalLM", "dtype"),
 }
 ROPE_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # type: (required, optional)
-    "linear": (("factor",), ()),
+    "linear": (("factor",), ("original_max_position_embeddings",)),
     "dynamic": (("factor",), ("original_max_position_embeddings",)),
     "yarn": (
         ("factor", "original_max_position_embeddings"),

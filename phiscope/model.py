@@ -66,9 +66,8 @@ class Attention(nn.Module):
         )
         self.head_dim = config.head_dim
         self.backend: Backend = sdpa
-        width = config.num_attention_heads * config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * config.head_dim)
-        self.dense = nn.Linear(width, config.hidden_size)
+        self._add_projections(config.hidden_size)
+        self.dense = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size)
         if config.qk_layernorm:
             self.q_layernorm = nn.LayerNorm(config.head_dim, config.layer_norm_eps)
             self.k_layernorm = nn.LayerNorm(config.head_dim, config.layer_norm_eps)
@@ -84,9 +83,16 @@ class Attention(nn.Module):
         output: Tensor = self.dense(z.flatten(1))
         return output
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _add_projections(self, hidden_size: int) -> None:
+        self.qkv_proj = nn.Linear(hidden_size, sum(self.heads) * self.head_dim)
+
+    def _read_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        q, k, v = heads.split(self.heads, dim=1)
+        q, k, v = heads.split(self.heads, dim=-2)
+        return q, k, v
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self._read_heads(x)
         if hasattr(self, "q_layernorm"):
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         return q, k, v

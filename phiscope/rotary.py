@@ -18,29 +18,48 @@ Frequencies = tuple[Tensor, float]
 
 def make_tables(config: PhiConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position of the context, each (positions, rotary_dim / 2) fp32."""
-    frequencies, factor = rotary_frequencies(config)
-    places = torch.arange(config.max_position_embeddings, dtype=torch.float32)
-    angles = torch.outer(places, frequencies)
-    return (angles.cos() * factor).to(device), (angles.sin() * factor).to(device)
+    places = torch.arange(config.max_position_embeddings)
+    cos, sin = make_rotations(places, rotary_frequencies(config))
+    return cos.to(device), sin.to(device)
+
+
+def make_rotations(positions: Tensor, frequencies: Frequencies) -> tuple[Tensor, Tensor]:
+    """Cosines and sines at positions (...), each (..., rotary_dim / 2) fp32."""
+    radians, factor = frequencies
+    angles = positions[..., None].float() * radians
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head of x (N, heads, head_dim) by its token's angles (N, rotary_dim / 2)."""
+    """Turn each head of x (..., heads, head_dim) by its token's angles (..., rotary_dim / 2)."""
     half = cos.shape[-1]
-    cos, sin = cos[:, None], sin[:, None]  # (N, 1, rotary_dim / 2)
+    cos, sin = cos[..., None, :], sin[..., None, :]  # (..., 1, rotary_dim / 2)
     turned, kept = x[..., : 2 * half], x[..., 2 * half :]
     first, second = turned[..., :half], turned[..., half:]
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return torch.cat((rotated.to(x.dtype), kept), dim=-1)
 
 
-def rotary_frequencies(config: PhiConfig) -> Frequencies:
-    """The frequencies of a config, scaled as its `rope_scaling` says."""
+def rotary_frequencies(config: PhiConfig, num_tokens: int = 0) -> Frequencies:
+    """The frequencies of a config, scaled as its `rope_scaling` says.
+
+    `num_tokens` beyond the context change those of dynamic scaling only.
+    """
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
-    frequencies = 1.0 / config.rope_theta**exponents
+    base = config.rope_theta * _stretch(config, num_tokens)
+    frequencies = 1.0 / base**exponents
     if config.rope_scaling is None:
         return frequencies, 1.0
     return SCALINGS[config.rope_scaling.rope_type](frequencies, config, config.rope_scaling)
+
+
+def _stretch(config: PhiConfig, num_tokens: int) -> float:
+    """What dynamic scaling multiplies the base by (NTK-aware, as transformers does)."""
+    scaling, dim = config.rope_scaling, config.rotary_dim
+    ratio = num_tokens / config.max_position_embeddings
+    if scaling is None or scaling.rope_type != "dynamic" or ratio <= 1.0:
+        return 1.0
+    return float((scaling.factor * ratio - (scaling.factor - 1.0)) ** (dim / (dim - 2)))
 
 
 def _linear(frequencies: Tensor, config: PhiConfig, scaling: RopeScaling) -> Frequencies:
@@ -48,7 +67,7 @@ def _linear(frequencies: Tensor, config: PhiConfig, scaling: RopeScaling) -> Fre
 
 
 def _dynamic(frequencies: Tensor, config: PhiConfig, scaling: RopeScaling) -> Frequencies:
-    """Dynamic NTK changes nothing within the trained context, and we never go beyond it."""
+    """Dynamic NTK changes the base, and nothing within the trained context: see `_stretch`."""
     return frequencies, 1.0
 
 

@@ -60,14 +60,16 @@ class Checkpoint:
     def spans(self, targets: Mapping[str, Tensor]) -> Iterator[Span]:
         """What to read to fill our tensors, given by our names."""
         for name, target in targets.items():
-            for piece in self._pieces[name]:
-                out = target[piece.target : piece.target + piece.rows]
-                yield Span(self.tensors[piece.name], piece.start, out, name)
+            yield from self._spans_of(name, range(len(target)), target)
 
     def fetch(self, name: str, dtype: torch.dtype) -> Tensor:
         """One of our tensors."""
-        tensor = torch.empty(self.shapes[name], dtype=dtype)
-        read_spans(self.spans({name: tensor}))
+        return self.fetch_rows(name, range(self.shapes[name][0]), dtype)
+
+    def fetch_rows(self, name: str, rows: range, dtype: torch.dtype) -> Tensor:
+        """Some rows, one after the other, of one of our tensors."""
+        tensor = torch.empty((len(rows), *self.shapes[name][1:]), dtype=dtype)
+        read_spans(self._spans_of(name, rows, tensor))
         return tensor
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -76,6 +78,15 @@ class Checkpoint:
         for other in others:
             dtype = torch.promote_types(dtype, other)
         return dtype
+
+    def _spans_of(self, name: str, rows: range, target: Tensor) -> Iterator[Span]:
+        for piece in self._pieces[name]:
+            first = max(piece.target, rows.start)
+            end = min(piece.target + piece.rows, rows.stop)
+            if first < end:
+                out = target[first - rows.start : end - rows.start]
+                start = piece.start + first - piece.target
+                yield Span(self.tensors[piece.name], start, out, name)
 
     def _read_headers(self) -> None:
         names = modernise(self.weights.tensors)

@@ -6,7 +6,9 @@ HF_ENDPOINT, HF_HUB_OFFLINE. Nothing but config, tokenizer and weight files is e
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from phiscope.errors import HubError
 
@@ -36,11 +38,14 @@ _REMEDIES = {  # by the name of huggingface_hub's exception, the most special fi
 }
 
 
-def resolve(name: str, *, revision: str | None = None) -> Path:
+def resolve(
+    name: str, *, revision: str | None = None, options: Mapping[str, Any] | None = None
+) -> Path:
     """The folder of a checkpoint, which is fetched first where the name is a hub id.
 
-    "tiny" and "nano" come with the package (a folder of that name is "./tiny"); else a folder that
-    exists wins. Raises `HubError`, with the remedy, for a name that leads nowhere, for a revision
+    `options` are `huggingface_hub.snapshot_download`'s: cache_dir, token and so on. "tiny" and
+    "nano" come with the package (a folder of that name is "./tiny"); else a folder that exists
+    wins. Raises `HubError`, with the remedy, for a name that leads nowhere, for a revision
     of what is not on the hub, and for anything that goes wrong while fetching.
     """
     local = _find_local(name)
@@ -53,9 +58,9 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
             f"no folder {name!r}, and it is no hub id such as 'microsoft/phi-2', nor one of the "
             f"embedded {', '.join(EMBEDDED)}"
         )
-    folder = _fetch(name, revision, SAFETENSORS)
+    folder = _fetch(name, revision, SAFETENSORS, options or {})
     if not any(folder.glob("*.safetensors")):
-        folder = _fetch(name, revision, PICKLES)
+        folder = _fetch(name, revision, PICKLES, options or {})
     if not (folder / "config.json").is_file():
         raise HubError(f"{name!r} has no config.json on the hub: it is not a model's folder")
     return folder
@@ -75,7 +80,9 @@ def _embedded_folder(name: str) -> Path:
     return folder
 
 
-def _fetch(name: str, revision: str | None, weights: tuple[str, ...]) -> Path:
+def _fetch(
+    name: str, revision: str | None, weights: tuple[str, ...], options: Mapping[str, Any]
+) -> Path:
     """The snapshot in the cache, completed by what is not there yet."""
     from huggingface_hub import snapshot_download  # half a second that a local folder need not wait
 
@@ -85,6 +92,7 @@ def _fetch(name: str, revision: str | None, weights: tuple[str, ...]) -> Path:
             revision=revision,
             allow_patterns=[*SMALL_FILES, *weights],
             ignore_patterns=["*/*"],  # patterns would match inside sub-folders too
+            **options,
         )
     except Exception as error:  # its HTTP library's errors have no common ground
         raise HubError(_explain(name, revision, error)) from error

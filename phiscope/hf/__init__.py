@@ -1,0 +1,34 @@
+"""Phi for transformers: its classes over our forward, registered with the Auto classes.
+
+Importing this makes `AutoModelForCausalLM.from_pretrained` and its kin open checkpoints of
+`model_type` "phi-msft" and "mixformer-sequential" with these classes, and never run the code that
+comes with them. For `model_type: "phi"` transformers has classes of its own, so ours are used by
+name.
+"""
+
+from phiscope.errors import MissingExtraError
+
+try:
+    import transformers
+except ModuleNotFoundError as error:
+    raise MissingExtraError("hf") from error
+
+from phiscope.hf.causal_lm import PhiForCausalLM
+from phiscope.hf.classification import PhiForSequenceClassification, PhiForTokenClassification
+from phiscope.hf.configuration import MixformerConfig, PhiConfig, PhiMsftConfig
+from phiscope.hf.model import PhiModel, PhiPreTrainedModel
+from phiscope.hf.registration import register
+
+__all__ = [
+    "MixformerConfig",
+    "PhiConfig",
+    "PhiForCausalLM",
+    "PhiForSequenceClassification",
+    "PhiForTokenClassification",
+    "PhiModel",
+    "PhiMsftConfig",
+    "PhiPreTrainedModel",
+    "register",
+]
+
+register(transformers)
