@@ -100,8 +100,8 @@ def segments(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each sequence's queries (T, heads, dim), keys and values (K, kv_heads, dim), as views."""
     if packed.slots is None:
-        for span, keys in zip(packed.spans(), packed.key_spans(), strict=True):
-            yield q[span], k[keys], v[keys]
+        new, known = list(packed.lengths), list(packed.key_lengths)
+        yield from zip(q.split(new), k.split(known), v.split(known), strict=True)
         return
     places = zip(packed.spans(), packed.slots, packed.key_lengths, strict=True)
     for span, slot, length in places:

@@ -74,10 +74,6 @@ class Packed:
         """The rows of each sequence, in order."""
         return starmap(slice, pairwise(self.offsets))
 
-    def key_spans(self) -> Iterator[slice]:
-        """The keys of each sequence where all keys lie end to end."""
-        return starmap(slice, pairwise(accumulate(self.key_lengths, initial=0)))
-
     @cached_property
     def cu_seqlens(self) -> Tensor:
         """(S + 1,) int32: borders of the new tokens, as variable-length kernels want them."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("hidden_states", "checkpoints", "modes", "extraction")
+NAMES = ("hidden_states", "checkpoints", "modes", "extraction", "prefix")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 
 
