@@ -13,6 +13,7 @@ from phiscope.cli.exits import USAGE, run_to_exit_code
 from phiscope.cli.exports import EXPORT
 from phiscope.cli.extraction import EXTRACT, PLAN
 from phiscope.cli.generation import GENERATE
+from phiscope.cli.hub import EXPORT_HUB
 from phiscope.cli.states import STATES
 from phiscope.cli.stores import MERGE, VIEW
 from phiscope.cli.training import TRAIN
@@ -30,6 +31,7 @@ COMMANDS: tuple[Command, ...] = (
     EXPORT,
     INFO,
     CONVERT,
+    EXPORT_HUB,
     TRAIN,
     DOCTOR,
 )

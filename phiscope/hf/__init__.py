@@ -13,6 +13,8 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("hf") from error
 
+from phiscope.checkpoint.hub_card import CardDetails
+from phiscope.checkpoint.hub_folder import export_hub
 from phiscope.hf.causal_lm import PhiForCausalLM
 from phiscope.hf.classification import PhiForSequenceClassification, PhiForTokenClassification
 from phiscope.hf.configuration import MixformerConfig, PhiConfig, PhiMsftConfig
@@ -20,6 +22,7 @@ from phiscope.hf.model import PhiModel, PhiPreTrainedModel
 from phiscope.hf.registration import register
 
 __all__ = [
+    "CardDetails",
     "MixformerConfig",
     "PhiConfig",
     "PhiForCausalLM",
@@ -28,6 +31,7 @@ __all__ = [
     "PhiModel",
     "PhiMsftConfig",
     "PhiPreTrainedModel",
+    "export_hub",
     "register",
 ]
 
