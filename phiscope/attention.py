@@ -101,7 +101,8 @@ def segments(
     """Each sequence's queries (T, heads, dim), keys and values (K, kv_heads, dim), as views."""
     if packed.slots is None:
         new, known = list(packed.lengths), list(packed.key_lengths)
-        yield from zip(q.split(new), k.split(known), v.split(known), strict=True)
+        split = torch.split
+        yield from zip(split(q, new), split(k, known), split(v, known), strict=True)
         return
     places = zip(packed.spans(), packed.slots, packed.key_lengths, strict=True)
     for span, slot, length in places:

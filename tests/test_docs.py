@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("hidden_states", "checkpoints", "modes", "extraction", "prefix")
+NAMES = ("hidden_states", "checkpoints", "modes", "extraction", "prefix", "transformers")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 
 
@@ -18,7 +18,7 @@ def test_python_examples_of_a_page_run_in_order(page, capsys, tmp_path, monkeypa
     for block in blocks:
         exec(compile(block, page.name, "exec"), namespace)
     assert blocks
-    assert "phi" in namespace
+    assert {"phi", "model"} & namespace.keys()
 
 
 def test_readme_has_the_prompt_of_the_card_as_the_card_prints_it():
@@ -53,3 +53,11 @@ def test_demo_runs_and_shows_its_four_parts(capsys, monkeypatch):
     assert "corpus" in titles[3]
     assert "the two nearest ones" in printed.out.partition(titles[3])[2]
     assert printed.err == ""
+
+
+def test_every_test_that_the_page_on_transformers_names_exists():
+    page = (ROOT / "docs" / "transformers.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "hf").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) > 50
+    assert [name for name in named if f"def {name}(" not in tests] == []

@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
 
 from phiscope.checkpoint.hub_card import CardDetails
 from phiscope.checkpoint.hub_folder import export_hub
+from phiscope.hf.adapters import get_peft_model
 from phiscope.hf.causal_lm import PhiForCausalLM
 from phiscope.hf.classification import PhiForSequenceClassification, PhiForTokenClassification
 from phiscope.hf.configuration import MixformerConfig, PhiConfig, PhiMsftConfig
@@ -32,6 +33,7 @@ __all__ = [
     "PhiMsftConfig",
     "PhiPreTrainedModel",
     "export_hub",
+    "get_peft_model",
     "register",
 ]
 

@@ -5,22 +5,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GenericForTokenClassification
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers import Cache
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
 from transformers.utils import can_return_tuple
 
+from phiscope.hf.arguments import counts_padding, refuse_unknown
 from phiscope.hf.configuration import PhiConfig
-from phiscope.hf.model import PhiModel, PhiPreTrainedModel, refuse_unknown
+from phiscope.hf.model import PhiModel, PhiPreTrainedModel
 
 
-class PhiForSequenceClassification(PhiPreTrainedModel):
-    """Scores a text by its last token that is no padding."""
+class PhiClassifier(PhiPreTrainedModel):
+    """What both classifiers share: the model, and what they are given."""
 
     def __init__(self, config: PhiConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = PhiModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self._add_head(config)
         self.post_init()
 
     @can_return_tuple
@@ -29,16 +30,19 @@ class PhiForSequenceClassification(PhiPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutputWithPast:
-        """Scores (batch, labels). `attention_mask` says what is padding, and without it
-        `config.pad_token_id` does; `ValueError` if several texts come with neither.
+    ) -> SequenceClassifierOutputWithPast | TokenClassifierOutput:
+        """Scores (batch, labels) of texts, or (batch, tokens, labels) of their tokens.
+
+        `attention_mask` says what is padding, and for a text's last token without it
+        `config.pad_token_id` does; `ValueError` if several texts come with neither. The other
+        arguments are `PhiModel`'s.
         """
         refuse_unknown(kwargs)
         outputs = self.model(
@@ -50,11 +54,40 @@ class PhiForSequenceClassification(PhiPreTrainedModel):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            compute_padding=self._reads_padding(labels, attention_mask),
             return_dict=True,
         )
-        hidden = outputs.last_hidden_state
+        scores = self._score(outputs.last_hidden_state, input_ids, attention_mask)
+        answer: SequenceClassifierOutputWithPast | TokenClassifierOutput
+        answer = self._answer(outputs, scores, labels)
+        return answer
+
+    def _add_head(self, config: PhiConfig) -> None:
+        raise NotImplementedError
+
+    def _score(self, hidden: Tensor, ids: Tensor | None, mask: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _answer(self, outputs: Any, scores: Tensor, labels: Tensor | None) -> Any:
+        raise NotImplementedError
+
+    def _reads_padding(self, labels: Tensor | None, mask: Any) -> bool:
+        """Whether scores of padding are part of what is wanted."""
+        return False
+
+
+class PhiForSequenceClassification(PhiClassifier):
+    """Scores a text by its last token that is no padding."""
+
+    def _add_head(self, config: PhiConfig) -> None:
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+    def _score(self, hidden: Tensor, ids: Tensor | None, mask: Any) -> Tensor:
         rows = torch.arange(len(hidden), device=hidden.device)
-        scores = self.score(hidden[rows, self._find_last(hidden, input_ids, attention_mask)])
+        scores: Tensor = self.score(hidden[rows, self._find_last(hidden, ids, mask)])
+        return scores
+
+    def _answer(self, outputs: Any, scores: Tensor, labels: Tensor | None) -> Any:
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -74,18 +107,39 @@ class PhiForSequenceClassification(PhiPreTrainedModel):
         places = torch.arange(width, device=hidden.device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             kept = mask[:, -width:].to(hidden.device).bool()
+        elif ids is not None and self.config.pad_token_id is not None:
+            kept = (ids != self.config.pad_token_id).to(hidden.device)
         elif size == 1:
             return places[-1:]
-        elif ids is None or self.config.pad_token_id is None:
+        else:
             raise ValueError(
                 "several texts need an attention_mask, or token ids and config.pad_token_id, for"
                 " their last tokens to be found"
             )
-        else:
-            kept = ids != self.config.pad_token_id
         last: Tensor = (places * kept).argmax(dim=1)
         return last
 
 
-class PhiForTokenClassification(GenericForTokenClassification, PhiPreTrainedModel):
+class PhiForTokenClassification(PhiClassifier):
     """Scores every token of a text."""
+
+    def _add_head(self, config: PhiConfig) -> None:
+        given = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if given is None else given)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+
+    def _score(self, hidden: Tensor, ids: Tensor | None, mask: Any) -> Tensor:
+        scores: Tensor = self.score(self.dropout(hidden))
+        return scores
+
+    def _answer(self, outputs: Any, scores: Tensor, labels: Tensor | None) -> Any:
+        loss = None if labels is None else self.loss_function(scores, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss,
+            logits=scores,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _reads_padding(self, labels: Tensor | None, mask: Any) -> bool:
+        return labels is not None and counts_padding(labels, mask)

@@ -96,7 +96,8 @@ def read_shape(config: PhiConfig) -> Shape:
         for key, end in values.items()
         if key in ("bos_token_id", "eos_token_id")
     }
-    set_aside = (*ends, "dtype", "tie_word_embeddings")  # ties are transformers' to make
+    theirs = ("dtype", "tie_word_embeddings", "quantization_config")  # transformers acts on them
+    set_aside = (*ends, *theirs)
     known = {key: value for key, value in values.items() if key not in set_aside}
     known |= {key: end for key, end in ends.items() if isinstance(end, int) and end >= 0}
     return Shape.from_dict({**known, "model_type": "phi"})

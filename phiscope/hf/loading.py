@@ -5,6 +5,7 @@ allocated; each tensor is read when transformers asks for it, so memory holds th
 """
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,9 @@ class CheckpointLoading:
         `fused_dense` are the card's. Raises `CheckpointError` for weights that do not fit their
         config and `UnsupportedError` for other families.
         """
-        name, flags = pretrained_model_name_or_path, Flags.take(kwargs)
+        flags = Flags.take(kwargs)
+        adapter, name = _take_adapter(pretrained_model_name_or_path, kwargs)
+        adapter_name = kwargs.get("adapter_name", "default")
         folder = _find_folder(name, kwargs)
         if folder is None:
             loaded = super().from_pretrained(name, *args, config=config, **kwargs)  # type: ignore[misc]
@@ -56,6 +59,8 @@ class CheckpointLoading:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if folder is not None:
             model.config._name_or_path = model.name_or_path = str(name)
+        if adapter is not None and not model._hf_peft_config_loaded:
+            model.load_adapter(adapter, adapter_name=adapter_name)
         flags.apply(model)
         return loaded
 
@@ -111,6 +116,27 @@ class StoredRows:
 
     def __getitem__(self, index: Any) -> Tensor:
         return self.checkpoint.fetch_rows(self.name, self.rows, self.dtype)[index]
+
+
+def _take_adapter(name: Any, kwargs: dict[str, Any]) -> tuple[str | None, Any]:
+    """The folder or id of an adapter, if there is one, and of the model that it adapts.
+
+    The Auto classes have found it already, and say so in `adapter_kwargs`.
+    """
+    options = dict(kwargs.get("adapter_kwargs") or {})
+    found = options.pop("_adapter_model_path", None)
+    if found is not None:
+        kwargs["adapter_kwargs"] = options
+        return str(found), name
+    if name is None or not os.path.isdir(os.path.expanduser(str(name))):
+        return None, name
+    folder = Path(name).expanduser()
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None, name
+    whole = (folder / "config.json").is_file()  # the model lies beside its adapter
+    base = name if whole else json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
+    return str(folder), base
 
 
 def _find_folder(name: Any, kwargs: dict[str, Any]) -> Path | None:

@@ -5,29 +5,35 @@ knows its Phi by name knows this one.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
 from phiscope.attention import Backend, select_backend
-from phiscope.config import PhiConfig as Shape
 from phiscope.errors import UnsupportedError
+from phiscope.hf.adapters import AdapterNames
+from phiscope.hf.arguments import (
+    Given,
+    check_mask,
+    choose_states,
+    is_everything_watched,
+    is_watched,
+    refuse_numbers,
+    refuse_unknown,
+)
+from phiscope.hf.blocks import PhiDecoderLayer, Run
 from phiscope.hf.configuration import PhiConfig, read_shape
 from phiscope.hf.loading import CheckpointLoading
-from phiscope.hf.padded import Attending, Batch, DenseBatch, pack_rows
+from phiscope.hf.padded import Batch, DenseBatch, pack_rows
 from phiscope.hf.saving import CheckpointSaving
-from phiscope.model import ACTIVATIONS, MLP, Attention
-from phiscope.rotary import Frequencies, make_rotations, rotary_frequencies, rotate
+from phiscope.rotary import Frequencies, make_rotations, rotary_frequencies
 
 logger = logging.get_logger(__name__)
 
@@ -39,97 +45,9 @@ BACKENDS = {  # transformers' names of attention: those of ours that serve them
     "flash_attention_4": "flash",
     "flex_attention": "flex",
 }
-_GELU = partial(F.gelu, approximate="tanh")
-_ACTIVATIONS: dict[
-    str, Callable[[Tensor], Tensor]
-] = {  # never in place: somebody's hook may hold the tensor
-    **ACTIVATIONS,
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), _GELU),
-}
-_IGNORED = ("num_items_in_batch", "is_causal")
-"""Arguments that change nothing here: what the loss is divided by, and what Phi is anyway."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """What every block of one forward shares."""
-
-    batch: Batch
-    cos: Tensor  # (1, N, rotary_dim / 2) or (B, T, rotary_dim / 2)
-    sin: Tensor
-    cache: Any
-    backend: Backend
-    maps: dict[int, Tensor]
-
-    def on(self, device: torch.device) -> "Run":
-        """The same where a block of a model that is spread over devices lies."""
-        if self.cos.device == device:
-            return self
-        return replace(self, cos=self.cos.to(device), sin=self.sin.to(device))
-
-
-class PhiAttention(Attention):
-    """Attention with q, k and v in three projections."""
-
-    def __init__(self, shape: Shape, layer: int) -> None:
-        super().__init__(shape, layer)
-        self.dropout = shape.attention_dropout
-
-    def _add_projections(self, hidden_size: int) -> None:
-        queries, keys, values = (heads * self.head_dim for heads in self.heads)
-        self.q_proj = nn.Linear(hidden_size, queries)
-        self.k_proj = nn.Linear(hidden_size, keys)
-        self.v_proj = nn.Linear(hidden_size, values)
-
-    def _read_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        flat = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in flat)
-        return q, k, v
-
-    def forward(self, hidden_states: Tensor, run: Run) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        """What attention adds to the stream, and its maps (B, H, T, K) if they are wanted."""
-        q, k, v = self._project(hidden_states)
-        q, k = rotate(q, run.cos, run.sin), rotate(k, run.cos, run.sin)
-        how = Attending(self.layer, run.backend, self.dropout if self.training else 0.0)
-        z, maps = run.batch.attend(q, k, v, run.cache, how)
-        return self.dense(z.flatten(-2)), maps
-
-
-class PhiMLP(MLP):
-    """Two linear layers with an activation between."""
-
-    def __init__(self, shape: Shape, layer: int) -> None:
-        super().__init__(shape, layer)
-        self.activation = _ACTIVATIONS[shape.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
-        output: Tensor = self.fc2(self.activation(self.fc1(hidden_states)))
-        return output
-
-
-class PhiDecoderLayer(GradientCheckpointingLayer):
-    """x + attention(norm(x)) + mlp(norm(x))."""
-
-    def __init__(self, shape: Shape, layer: int) -> None:
-        super().__init__()
-        self.self_attn = PhiAttention(shape, layer)
-        self.mlp = PhiMLP(shape, layer)
-        self.input_layernorm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps)
-        self.resid_dropout = nn.Dropout(shape.resid_pdrop)
-
-    def forward(self, hidden_states: Tensor, run: Run) -> Tensor:
-        """The stream after the block; maps of the attention are left in `run.maps`."""
-        run = run.on(hidden_states.device)
-        normed = self.input_layernorm(hidden_states)
-        attn_out, maps = self.self_attn(normed, run)
-        if maps is not None:
-            run.maps[self.self_attn.layer] = maps
-        mlp_out = self.mlp(normed)
-        x: Tensor = self.resid_dropout(attn_out) + self.resid_dropout(mlp_out) + hidden_states
-        return x
-
-
-class PhiPreTrainedModel(CheckpointSaving, CheckpointLoading, PreTrainedModel):
+class PhiPreTrainedModel(AdapterNames, CheckpointSaving, CheckpointLoading, PreTrainedModel):
     """What all our classes share: their config, their checkpoints, their attention."""
 
     config: PhiConfig
@@ -162,6 +80,9 @@ class PhiModel(PhiPreTrainedModel):
         self.packed_attention: str | None = None
         """The attention backend of prompts; None: that of `config._attn_implementation`."""
         self._shape = shape
+        scaling = shape.rope_scaling
+        self._is_dynamic = scaling is not None and scaling.rope_type == "dynamic"
+        self._kept_frequencies: dict[torch.device, Frequencies] = {}
         self.post_init()
 
     @can_return_tuple
@@ -175,154 +96,178 @@ class PhiModel(PhiPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
+        compute_padding: bool = False,
         **unknown: Any,
     ) -> BaseModelOutputWithPast:
         """Run ids (batch, tokens) or embeddings (batch, tokens, hidden).
 
         `hidden_states` are transformers' L + 1, of which numbers choose some, or the one tensor of
-        `config.hidden_states_format`. Outputs are zero where `attention_mask` (batch, tokens) is,
-        unless they go on from a cache. Raises `TypeError` for an argument that means nothing here.
+        `config.hidden_states_format`. What is put out at padding means nothing, unless
+        `compute_padding` asks for transformers' values there. Raises `TypeError` for an argument
+        that means nothing here.
         """
-        refuse_unknown(unknown)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        config = self.config
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        cache = self._open_cache(past_key_values, use_cache)
-        wants_maps = config.output_attentions if output_attentions is None else output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
-        if position_ids is not None and position_ids.ndim == 1:
-            position_ids = position_ids[None]
-        places = self._place(position_ids, inputs_embeds, cache)
-        batch = self._arrange(inputs_embeds, attention_mask, position_ids, cache, bool(wants_maps))
-        run = self._start(batch, places, cache, len(inputs_embeds))
-
-        last = config.num_hidden_layers
-        wanted = choose_states(output_hidden_states, last)
-        is_last_block = config.hidden_states_format == "last_block"
-        states: list[Tensor | None] = []
-        x = batch.arrange(self.embed_dropout(inputs_embeds))
-        for index, block in enumerate(self.layers[:last]):
-            x, state = _show(batch, x, index in wanted)
-            states.append(state)
-            x = block(x, run)
-        x, final_stream = _show(batch, x, is_last_block)
-        hidden = batch.restore(self.final_layernorm(x))
-        states.append(hidden if last in wanted else None)
+        refuse_unknown(unknown, position_ids)
+        given = self._read(input_ids, inputs_embeds, attention_mask, position_ids)
+        given = self._behind(given, self._open_cache(past_key_values, use_cache))
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        batch = None if output_attentions or compute_padding else self._pack(given)
+        run = self._start(batch or self._spread(given, bool(output_attentions)), given)
+        hidden, states = self._run_blocks(given.embeds, run, output_hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=cache,
-            hidden_states=final_stream if is_last_block else tuple(states) if wanted else None,
-            attentions=tuple(run.maps[i] for i in range(last)) if wants_maps else None,
+            past_key_values=given.cache,
+            hidden_states=states,
+            attentions=tuple(run.maps[i] for i in sorted(run.maps)) if output_attentions else None,
         )
 
-    def _open_cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and self.gradient_checkpointing and self.training:
-            logger.warning_once("gradient checkpointing computes again and fills no cache")
-            return None
-        if given is not None and not isinstance(given, Cache):
-            raise ValueError(f"past_key_values is one of transformers' caches, not {type(given)}")
-        return DynamicCache(config=self.config) if given is None and use_cache else given
-
-    def _place(self, given: Tensor | None, inputs: Tensor, cache: Cache | None) -> Tensor:
-        """The position of every token, (B, T) or (1, T)."""
-        if given is not None:
-            return given
-        known = 0 if cache is None else cache.get_seq_length()
-        return (torch.arange(inputs.shape[1], device=inputs.device) + known)[None]
-
-    def _arrange(
+    def _read(
         self,
-        inputs: Tensor,
+        ids: Tensor | None,
+        embeds: Tensor | None,
         mask: Tensor | None,
         positions: Tensor | None,
-        cache: Cache | None,
-        wants_maps: bool,
-    ) -> Batch:
-        """Packed where it can be: nobody then computes, or attends to, padding."""
-        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-        if is_plain and not wants_maps and self._can_pack(cache):
-            packed = pack_rows(mask, positions, inputs)
-            if packed is not None:
-                return packed
-        config = self.config
-        if config._attn_implementation not in ("eager", "sdpa"):
-            config = copy.copy(config)
-            config._attn_implementation_internal = "sdpa"
-        allowed = create_causal_mask(
-            config=config,
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            past_key_values=cache,
-            position_ids=positions,
-        )
-        return DenseBatch(allowed, wants_maps)
+    ) -> Given:
+        if (ids is None) == (embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if not getattr(self.config, "is_causal", True):
+            refuse_unknown({"is_causal": False})
+        if positions is not None and positions.ndim == 1:
+            positions = positions[None]
+        return Given(self.embed_tokens(ids) if embeds is None else embeds, mask, positions)
 
-    def _can_pack(self, cache: Cache | None) -> bool:
+    def _open_cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        if given is not None and not isinstance(given, Cache):
+            raise ValueError(f"past_key_values is one of transformers' caches, not {type(given)}")
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.gradient_checkpointing and self.training:
+            if given is not None and given.get_seq_length():
+                raise ValueError(
+                    "gradient checkpointing computes again, and so cannot go on from a cache:"
+                    " give no past_key_values, or turn it off"
+                )
+            if use_cache or given is not None:
+                logger.warning_once("gradient checkpointing computes again and fills no cache")
+            return None
+        return DynamicCache(config=self.config) if given is None and use_cache else given
+
+    def _behind(self, given: Given, cache: Cache | None) -> Given:
+        """The same behind what a cache holds, with a mask that fits."""
+        known = 0 if cache is None else cache.get_seq_length()
+        if not torch.compiler.is_compiling():
+            known = int(known)  # some caches count on the device
+            growing = cache is None or not cache.is_compileable
+            check_mask(given.mask, given.shape, known, growing)
+        return replace(given, cache=cache, known=known)
+
+    def _pack(self, given: Given) -> Batch | None:
+        """Without padding, which nobody then computes or attends to; None where this cannot be."""
+        if not self._can_pack(given):
+            return None
+        if given.cache is None or given.mask is not None:
+            return pack_rows(given.mask, given.positions, given.embeds)
+        if given.has_restarts():
+            logger.warning_once(
+                "position_ids start anew within a row, but with a cache each row is one sequence,"
+                " as in transformers: for several give use_cache=False"
+            )
+        return pack_rows(None, None, given.embeds)
+
+    def _can_pack(self, given: Given) -> bool:
         """Whether all keys are new and nothing needs to see the batch as it stands."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or given.known:
             return False
-        if cache is not None and int(cache.get_seq_length()):
+        if given.mask is not None and given.mask.ndim != 2:
             return False
         if self.training and self._shape.attention_dropout:
             return False
-        return not any(map(is_watched, self.layers.modules()))
+        watchable = (*self.layers.modules(), self.final_layernorm)
+        return not (any(map(is_watched, watchable)) or is_everything_watched())
 
-    def _start(self, batch: Batch, places: Tensor, cache: Cache | None, num_rows: int) -> Run:
-        known = 0 if cache is None else cache.get_seq_length()
-        frequencies, factor = self._frequencies(places, known + places.shape[1])
-        positions = batch.arrange(places.expand(num_rows, -1))
+    def _spread(self, given: Given, wants_maps: bool) -> Batch:
+        allowed = create_causal_mask(
+            config=mask_config(self.config),
+            inputs_embeds=given.embeds,
+            attention_mask=given.mask,
+            past_key_values=given.cache,
+            position_ids=given.positions,
+        )
+        return DenseBatch(allowed, wants_maps)
+
+    def _start(self, batch: Batch, given: Given) -> Run:
+        places = given.places
+        frequencies, factor = self._frequencies(given)
+        positions = batch.arrange(places.expand(given.shape[0], -1))
         cos, sin = make_rotations(positions, (frequencies.to(places.device), factor))
-        name = self.packed_attention or BACKENDS[self.config._attn_implementation]
-        return Run(batch, cos, sin, cache, select_backend(name), {})
+        return Run(batch, cos, sin, given.cache, self._select_backend(), {})
 
-    def _frequencies(self, places: Tensor, bound: int) -> Frequencies:
+    def _select_backend(self) -> Backend:
+        name = self.config._attn_implementation
+        if self.packed_attention is None and name not in BACKENDS:
+            raise UnsupportedError(f"no attention {name!r} here; choose from {sorted(BACKENDS)}")
+        return select_backend(self.packed_attention or BACKENDS[name])
+
+    def _frequencies(self, given: Given) -> Frequencies:
         """Those of the context; beyond it a warning, and dynamic scaling where the config has it.
 
-        `bound` is at least the number of tokens, and known without waiting for a GPU.
+        How far positions reach is read where it matters only, for a GPU is waited for.
         """
         limit = self._shape.max_position_embeddings
-        if torch.compiler.is_compiling() or int(bound) <= limit:
-            return rotary_frequencies(self._shape)
-        end = int(places.max()) + 1
+        if torch.compiler.is_compiling():
+            return self._trained_frequencies(given.embeds.device)
+        is_unknown = given.positions is not None and self._is_dynamic
+        if not is_unknown and given.known + given.shape[1] <= limit:
+            return self._trained_frequencies(given.embeds.device)
+        end = int(given.places.max()) + 1
         if end > limit:
             logger.warning_once(
                 f"{end} tokens exceed the context of {limit}: the model was not trained for it"
             )
         return rotary_frequencies(self._shape, end)
 
+    def _trained_frequencies(self, device: torch.device) -> Frequencies:
+        """Kept where they are used: a compiled step with a tensor of the CPU has no CUDA graph."""
+        if device in self._kept_frequencies:
+            return self._kept_frequencies[device]
+        if torch.compiler.is_compiling():
+            return rotary_frequencies(self._shape)
+        with torch.inference_mode(False):
+            radians, factor = rotary_frequencies(self._shape)
+            radians = radians.to(device)
+        if type(radians) is Tensor and not radians.is_meta:
+            self._kept_frequencies[device] = radians, factor
+        return radians, factor
 
-def choose_states(wanted: bool | int | Sequence[int] | None, last: int) -> set[int]:
-    """Which of the states 0 to `last` are asked for; negative numbers count from the end."""
-    if wanted is None or isinstance(wanted, bool):
-        return set(range(last + 1)) if wanted else set()
-    numbers = [wanted] if isinstance(wanted, int) else list(wanted)
-    absent = [number for number in numbers if not -last - 1 <= number <= last]
-    if absent:
-        raise ValueError(f"hidden states are numbered 0 to {last}; there is no {absent[0]}")
-    return {number % (last + 1) for number in numbers}
+    def _run_blocks(
+        self, inputs: Tensor, run: Run, wanted: bool | int | Sequence[int] | None
+    ) -> tuple[Tensor, Any]:
+        """The stream after the final norm, and the hidden states as they are wanted."""
+        config, batch = self.config, run.batch
+        wanted = config.output_hidden_states if wanted is None else wanted
+        last, is_last_block = config.num_hidden_layers, config.hidden_states_format == "last_block"
+        if is_last_block:
+            refuse_numbers(wanted)
+            wanted = None
+        chosen = choose_states(wanted, last)
+        states: list[Tensor | None] = []
+        x = batch.arrange(self.embed_dropout(inputs))
+        for index, block in enumerate(self.layers[:last]):
+            x, state = _show(batch, x, index in chosen)
+            states.append(state)
+            x = block(x, run)
+        x, final_stream = _show(batch, x, is_last_block)
+        hidden = batch.restore(self.final_layernorm(x))
+        states.append(hidden if last in chosen else None)
+        return hidden, final_stream if is_last_block else tuple(states) if chosen else None
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody's hook sees what goes into a module, or comes out."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def refuse_unknown(arguments: Mapping[str, Any]) -> None:
-    """Raise `TypeError` for an argument of a forward that would be ignored."""
-    if arguments.get("is_causal") is False:
-        raise UnsupportedError("Phi attends to what comes before only: is_causal=False is not its")
-    unknown = [name for name in arguments if name not in _IGNORED and arguments[name] is not None]
-    if unknown:
-        raise TypeError(f"forward() has no argument {unknown[0]!r}, and nothing is ignored here")
+def mask_config(config: PhiConfig) -> PhiConfig:
+    """The config with an attention for which transformers makes masks of four axes."""
+    if config._attn_implementation in ("eager", "sdpa"):
+        return config
+    config = copy.copy(config)
+    config._attn_implementation_internal = "sdpa"
+    return config
 
 
 def _show(batch: Batch, x: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:

@@ -98,12 +98,15 @@ class DenseBatch:
         if self.maps:
             z, probs = _attend_with_maps(q, k, v, self.mask, how.dropout)
             return z.transpose(1, 2), probs
-        mask, grouped = self.mask, q.shape[1] != k.shape[1]
-        if mask is None and 1 < q.shape[2] != k.shape[2]:
-            mask = _may_see(q, k)
-        causal = mask is None and q.shape[2] > 1
+        causal = False
+        if self.mask is None and q.shape[2] > 1:  # branched on: compiled, it would be a symbol
+            causal = True  # a cache with places for more is given no mask where it was empty
+            k, v = (x[:, :, : q.shape[2]] for x in (k, v))
         z = F.scaled_dot_product_attention(
-            q, k, v, mask, how.dropout, is_causal=causal, enable_gqa=grouped
+            *(q, k, v, self.mask),
+            dropout_p=how.dropout,
+            is_causal=causal,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
         return z.transpose(1, 2), None
 
@@ -155,7 +158,6 @@ def _attend_with_maps(
 
 
 def _may_see(q: Tensor, k: Tensor) -> Tensor:
-    """(T, K) bool: the queries are the last T of K places; each sees itself and those before."""
-    new, known = q.shape[-2], k.shape[-2]
-    everything = torch.ones(new, known, dtype=torch.bool, device=q.device)
-    return everything.tril(known - new)
+    """(T, K) bool, where transformers gives no mask: T tokens alone, or one behind the others."""
+    everything = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device)
+    return everything if q.shape[-2] == 1 else everything.tril()

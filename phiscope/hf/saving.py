@@ -42,8 +42,10 @@ class CheckpointSaving:
 
 
 def _write(model: Any, folder: Path, layout: Layout, max_shard_size: int) -> None:
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if hasattr(model, "peft_config"):  # which PEFT sets on whatever it has changed
         raise UnsupportedError("merge the adapters first: a layout holds whole weights")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UnsupportedError("quantized weights are saved in layout D only")
     state = model.state_dict()
     if "lm_head.weight" not in state:
         raise UnsupportedError(
