@@ -19,15 +19,6 @@ from phiscope.errors import HubError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/phi-2"
-CODE = """
-import sys
-from phiscope.errors import HubError
-from phiscope.checkpoint.hub import resolve
-try:
-    print(resolve(sys.argv[1], revision=sys.argv[2] or None))
-except HubError as error:
-    sys.exit(f"HubError: {error}")
-"""
 SAFE = {
     "config.json": b'{"model_type": "phi"}',
     "generation_config.json": b'{"eos_token_id": 1}',
@@ -128,21 +119,41 @@ def server():
     server.server_close()
 
 
-def resolve_apart(home, *, name=NAME, revision="", **environment):
+@pytest.fixture(scope="module")
+def apart():
+    """A process whose forks resolve: see forked.py."""
+    command = [sys.executable, str(Path(__file__).with_name("forked.py"))]
+    variables = {**clean_environment(), "PYTHONPATH": str(Path(hub.__file__).parents[2])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=variables, text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def resolve_apart(apart):
     """Resolve in a new process; its standard output, or the line of its HubError."""
-    variables = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(Path(hub.__file__).parents[2]),
-        **environment,
-    }
-    command = [sys.executable, "-c", CODE, name, revision]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
-    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+    def run(home, *, name=NAME, revision="", **environment):
+        variables = {
+            **clean_environment(),
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+            **environment,
+        }
+        request = {"name": name, "revision": revision, "environment": variables}
+        print(json.dumps(request), file=apart.stdin, flush=True)
+        done = json.loads(apart.stdout.readline())
+        assert "Traceback" not in done["stderr"]
+        return done["stdout"].strip() or done["stderr"].strip().splitlines()[-1]
+
+    return run
+
+
+def clean_environment():
+    return {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
 
 
 def make_cache(home, files):
@@ -186,19 +197,19 @@ def test_a_revision_of_what_is_not_on_the_hub_is_refused(name):
         resolve(name, revision="v2")
 
 
-def test_cached_model_loads_offline(tmp_path):
+def test_cached_model_loads_offline(tmp_path, resolve_apart):
     snapshot = make_cache(tmp_path, SAFE)
     assert resolve_apart(tmp_path, HF_HUB_OFFLINE="1") == str(snapshot)
 
 
-def test_cached_model_with_only_pickles_loads_offline(tmp_path):
+def test_cached_model_with_only_pickles_loads_offline(tmp_path, resolve_apart):
     files = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
     assert resolve_apart(tmp_path, HF_HUB_OFFLINE="1").startswith("HubError")
     snapshot = make_cache(tmp_path, files)
     assert resolve_apart(tmp_path, HF_HUB_OFFLINE="1") == str(snapshot)
 
 
-def test_only_config_tokenizer_and_weights_are_fetched(server, tmp_path):
+def test_only_config_tokenizer_and_weights_are_fetched(server, tmp_path, resolve_apart):
     found = Path(resolve_apart(tmp_path, HF_ENDPOINT=server.url, HF_TOKEN="hf_secret"))
     assert {path.name: path.read_bytes() for path in found.iterdir()} == SAFE
     assert sorted(server.fetched) == sorted(SAFE)
@@ -206,19 +217,19 @@ def test_only_config_tokenizer_and_weights_are_fetched(server, tmp_path):
     assert resolve_apart(tmp_path, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1") == str(found)
 
 
-def test_pickles_are_fetched_only_where_there_are_no_safetensors(server, tmp_path):
+def test_pickles_are_fetched_only_where_there_are_no_safetensors(server, tmp_path, resolve_apart):
     server.files = UNWANTED | {"config.json": b"{}"}
     found = Path(resolve_apart(tmp_path, HF_ENDPOINT=server.url))
     assert sorted(path.name for path in found.iterdir()) == ["config.json", "pytorch_model.bin"]
 
 
-def test_revision_is_asked_for(server, tmp_path):
+def test_revision_is_asked_for(server, tmp_path, resolve_apart):
     found = resolve_apart(tmp_path, HF_ENDPOINT=server.url, revision="v2")
     assert found.endswith(COMMIT)
     assert (tmp_path / "hub" / "models--someone--phi-2" / "refs" / "v2").read_text() == COMMIT
 
 
-def test_fault_56_model_that_is_no_model_is_named(server, tmp_path):
+def test_fault_56_model_that_is_no_model_is_named(server, tmp_path, resolve_apart):
     server.files = {"README.md": b"nothing here"}
     message = resolve_apart(tmp_path, HF_ENDPOINT=server.url)
     assert message.startswith("HubError: ")
@@ -229,44 +240,46 @@ def test_fault_56_model_that_is_no_model_is_named(server, tmp_path):
     ("status", "remedy"),
     [(404, "there is no such model; if it is private, set HF_TOKEN"), (403, "HF_TOKEN")],
 )
-def test_fault_56_refusal_of_the_hub_gives_the_remedy(server, tmp_path, status, remedy):
+def test_fault_56_refusal_of_the_hub_gives_the_remedy(
+    server, tmp_path, status, remedy, resolve_apart
+):
     server.status = status
     message = resolve_apart(tmp_path, HF_ENDPOINT=server.url)
     assert message.startswith(f"HubError: cannot fetch '{NAME}'")
     assert remedy in message
 
 
-def test_fault_56_absent_revision_is_named(server, tmp_path):
+def test_fault_56_absent_revision_is_named(server, tmp_path, resolve_apart):
     message = resolve_apart(tmp_path, HF_ENDPOINT=server.url, revision="v9")
     assert "at revision 'v9': it has no such revision" in message
 
 
-def test_fault_56_offline_without_a_cache_gives_the_remedy(tmp_path):
+def test_fault_56_offline_without_a_cache_gives_the_remedy(tmp_path, resolve_apart):
     message = resolve_apart(tmp_path, HF_HUB_OFFLINE="1")
     assert message.startswith(f"HubError: cannot fetch '{NAME}'")
     assert "HF_HUB_OFFLINE" in message
 
 
-def test_fault_56_hub_that_does_not_answer_gives_the_remedy(tmp_path):
+def test_fault_56_hub_that_does_not_answer_gives_the_remedy(tmp_path, resolve_apart):
     message = resolve_apart(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert "check the connection" in message
 
 
-def test_fault_56_cache_that_cannot_be_written_gives_the_remedy(server):
+def test_fault_56_cache_that_cannot_be_written_gives_the_remedy(server, resolve_apart):
     nobody_may_write_here = Path("/proc/phiscope")  # not even root
     message = resolve_apart(nobody_may_write_here, HF_ENDPOINT=server.url)
     assert message.startswith("HubError: cannot fetch")
     assert "HF_HOME" in message
 
 
-def test_fault_56_cache_in_place_of_a_file_gives_the_remedy(server, tmp_path):
+def test_fault_56_cache_in_place_of_a_file_gives_the_remedy(server, tmp_path, resolve_apart):
     (tmp_path / "home").write_text("")
     message = resolve_apart(tmp_path / "home", HF_ENDPOINT=server.url)
     assert message.startswith("HubError: cannot fetch")
     assert "HF_HOME" in message
 
 
-def test_fault_56_download_cut_short_is_not_taken_for_whole(server, tmp_path):
+def test_fault_56_download_cut_short_is_not_taken_for_whole(server, tmp_path, resolve_apart):
     server.cut = True
     message = resolve_apart(tmp_path, HF_ENDPOINT=server.url)
     assert message.startswith(f"HubError: cannot fetch '{NAME}'")

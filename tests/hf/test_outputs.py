@@ -320,7 +320,7 @@ def test_positions_beyond_the_context_are_scaled_dynamically_as_by_transformers(
 
 @pytest.mark.parametrize(
     "name",
-    ["token_type_ids", "cache_position", "head_mask", "output_hiden_states", "cu_seq_lens_q"],
+    ["token_type_ids", "cache_position", "head_mask", "output_hiden_states"],
 )
 def test_an_unknown_argument_is_a_type_error(name):
     ours, _ = shared_pair()
