@@ -1,17 +1,17 @@
 """Time our transformers classes beside transformers' own, on the same weights in one process.
 
-Both classes hold the very same tensors, so that a full-size fp32 model fits once. Measured are a
-padded batch with a real length mix, the same with all hidden states, and greedy generation from
-one prompt; each with the memory it takes beyond what was held before. (The script is not called
-transformers.py, for that would hide the package from every script beside it.)
+Both classes hold the very same tensors, so that a full-size fp32 model fits once; with `--prepack`
+a copy of ours with prepacked weights runs, too. Measured are a padded batch with a real length mix,
+the same with all hidden states, and greedy generation from one prompt; each with the memory it
+takes beyond what was held before. (The script is not called transformers.py, for that would hide
+the package from every script beside it.)
 
-    python benchmarks/hf.py CHECKPOINT [--dtypes bfloat16 float32] [--repeats 3] [--threads N]
+    python benchmarks/hf.py CHECKPOINT --dtypes bfloat16 --prepack [--repeats 3] [--threads N]
 """
 
 import argparse
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ LENGTHS = (20, 27, 35, 46, 60, 79, 110, 190)  # of a lognormal mix: median 53, s
 PROMPT = 32
 NEW_TOKENS = 24
 Task = Callable[[], object]
+Models = dict[str, transformers.PreTrainedModel]
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prepack", action="store_true", help="takes the weights a second time")
     parser.add_argument("--name", default="hf")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -42,7 +44,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     figures = {}
     for name in options.dtypes:
-        models = load_both(options.checkpoint, getattr(torch, name), options.device)
+        dtype = getattr(torch, name)
+        models = load_all(options.checkpoint, dtype, options.device, options.prepack)
         figures[name] = measure(models, options.repeats)
         print(name, figures[name], flush=True)
         del models
@@ -59,50 +62,54 @@ def main() -> None:
     )
 
 
-@dataclass(frozen=True)
-class Models:
-    """Two classes over the same tensors."""
-
-    ours: phiscope.hf.PhiForCausalLM
-    theirs: transformers.PhiForCausalLM
-
-
-def load_both(folder: Path, dtype: torch.dtype, device: str) -> Models:
+def load_all(folder: Path, dtype: torch.dtype, device: str, prepack: bool) -> Models:
+    """The classes by name, over the same tensors."""
     theirs = transformers.PhiForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    models: Models = {"theirs": theirs, "ours": share(theirs, folder)}
+    if prepack:
+        models["ours_prepacked"] = share(theirs, folder).prepack()
+    return models
+
+
+def share(theirs: transformers.PhiForCausalLM, folder: Path) -> phiscope.hf.PhiForCausalLM:
     config = phiscope.hf.PhiConfig.from_pretrained(folder)
     config._attn_implementation = theirs.config._attn_implementation
     with torch.device("meta"):
         ours = phiscope.hf.PhiForCausalLM(config)
     ours.load_state_dict(theirs.state_dict(), assign=True)
-    return Models(ours.eval(), theirs)
+    return ours.eval()
 
 
 def measure(models: Models, repeats: int) -> dict:
-    batch = make_batch(models.ours.device)
+    batch = make_batch(models["ours"])
     prompt = batch["input_ids"][-1:, :PROMPT]
     makers = {
+        "first_token": lambda model: partial(generate, model, prompt, 1),
+        "generate": lambda model: partial(generate, model, prompt, NEW_TOKENS),
         "forward": lambda model: partial(model, **batch, use_cache=False),
         "hidden_states": lambda model: partial(
             model, **batch, use_cache=False, output_hidden_states=True
         ),
-        "first_token": lambda model: partial(generate, model, prompt, 1),
-        "generate": lambda model: partial(generate, model, prompt, NEW_TOKENS),
     }
     figures: dict = {"equality": compare(models, batch, prompt)}
+    print(figures, flush=True)
     for name, make in makers.items():
-        tasks = {"theirs": make(models.theirs), "ours": make(models.ours)}
-        seconds = interleave(tasks, repeats=repeats)
-        figures[name] = summarise(seconds, tasks)
+        tasks = {key: make(model) for key, model in models.items()}
+        figures[name] = summarise(interleave(tasks, repeats=repeats), tasks)
         print(name, figures[name], flush=True)
     return figures | {"decode": count_decode(figures)}
 
 
-def make_batch(device: torch.device) -> dict[str, Tensor]:
+def make_batch(model: transformers.PreTrainedModel) -> dict[str, Tensor]:
     """Rows of these lengths, padded on the right."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 50257, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    shape = (len(LENGTHS), max(LENGTHS))
+    ids = torch.randint(0, model.config.vocab_size, shape, generator=generator)
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
-    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
+    return {
+        "input_ids": ids.to(model.device),
+        "attention_mask": mask.long().to(model.device),
+    }
 
 
 def generate(model, prompt: Tensor, count: int) -> Tensor:
@@ -112,37 +119,42 @@ def generate(model, prompt: Tensor, count: int) -> Tensor:
 
 
 def compare(models: Models, batch: dict[str, Tensor], prompt: Tensor) -> dict:
-    """How far the logits of real tokens differ, and how many new tokens are the same."""
+    """How far the logits of real tokens differ from theirs, and how many new tokens are theirs."""
     real = batch["attention_mask"].bool()
-    ours, theirs = (m(**batch, use_cache=False).logits[real].float() for m in vars(models).values())
-    texts = [generate(m, prompt, NEW_TOKENS)[0, PROMPT:] for m in vars(models).values()]
+    logits = {
+        name: model(**batch, use_cache=False).logits[real].float() for name, model in models.items()
+    }
+    texts = {name: generate(model, prompt, NEW_TOKENS)[0] for name, model in models.items()}
+    size = logits["theirs"].norm()
     return {
-        "relative_difference_of_logits": float((ours - theirs).norm() / theirs.norm()),
-        "same_new_tokens": int((texts[0] == texts[1]).cumprod(0).sum()),
+        name: {
+            "relative_difference_of_logits": float((logits[name] - logits["theirs"]).norm() / size),
+            "same_new_tokens": int((texts[name] == texts["theirs"])[PROMPT:].cumprod(0).sum()),
+        }
+        for name in models
+        if name != "theirs"
     }
 
 
 def summarise(seconds: dict[str, list[float]], tasks: dict[str, Task]) -> dict:
+    memory = {name: round(measure_memory(task) / 1e9, 3) for name, task in tasks.items()}
+    rounded = {name: [round(x, 4) for x in times] for name, times in seconds.items()}
     medians = {name: median(times) for name, times in seconds.items()}
-    return {
-        "seconds": {name: [round(x, 3) for x in times] for name, times in seconds.items()},
-        "times_faster": round(medians["theirs"] / medians["ours"], 2),
-        "memory_gb": {name: round(measure_memory(task) / 1e9, 3) for name, task in tasks.items()},
-    }
+    return {"seconds": rounded, "times_faster": compare_with_theirs(medians), "memory_gb": memory}
 
 
 def count_decode(figures: dict) -> dict:
     """Seconds of one token after the first."""
-    each = {
-        name: (
-            median(figures["generate"]["seconds"][name])
-            - median(figures["first_token"]["seconds"][name])
-        )
-        / (NEW_TOKENS - 1)
-        for name in ("theirs", "ours")
-    }
+    first, whole = figures["first_token"]["seconds"], figures["generate"]["seconds"]
+    each = {name: (median(whole[name]) - median(first[name])) / (NEW_TOKENS - 1) for name in whole}
     rounded = {name: round(x, 4) for name, x in each.items()}
-    return rounded | {"times_faster": round(each["theirs"] / each["ours"], 2)}
+    return {"seconds_per_token": rounded, "times_faster": compare_with_theirs(each)}
+
+
+def compare_with_theirs(seconds: dict[str, float]) -> dict[str, float]:
+    return {
+        name: round(seconds["theirs"] / x, 2) for name, x in seconds.items() if name != "theirs"
+    }
 
 
 def measure_memory(task: Task) -> int:

@@ -196,6 +196,28 @@ def _time_product(x: torch.Tensor, weight: torch.Tensor) -> float:
     return time.perf_counter() - begin
 
 
+def find_prepacking_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why weights cannot be prepacked here; None if they can."""
+    if device.type != "cpu":
+        return f"weights are prepacked for CPUs, and these are on {device.type}"
+    backends: Any = torch.backends
+    if not backends.mkldnn.is_available():
+        return "this build of torch lacks oneDNN"
+    if dtype == torch.float32 or _has_kernel(dtype):
+        return None
+    return f"oneDNN has no kernel for {dtype} on this CPU"
+
+
+def _has_kernel(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in a narrow dtype on this CPU; torch does not type its own words."""
+    ops: Any = torch.ops.mkldnn
+    kinds = {
+        torch.bfloat16: ops._is_mkldnn_bf16_supported,
+        torch.float16: ops._is_mkldnn_fp16_supported,
+    }
+    return dtype in kinds and bool(kinds[dtype]())
+
+
 def _best_mode(num_parameters: int, machine: Machine) -> str:
     if machine.gpus and 2 * num_parameters <= 0.8 * machine.gpu_memory:
         return "fp16-flash" if machine.has_flash else "fp16"

@@ -32,6 +32,7 @@ from phiscope.hf.blocks import PhiDecoderLayer, Run
 from phiscope.hf.configuration import PhiConfig, read_shape
 from phiscope.hf.loading import CheckpointLoading
 from phiscope.hf.padded import Batch, DenseBatch, pack_rows
+from phiscope.hf.prepacking import Prepacking
 from phiscope.hf.saving import CheckpointSaving
 from phiscope.rotary import Frequencies, make_rotations, rotary_frequencies
 
@@ -47,7 +48,9 @@ BACKENDS = {  # transformers' names of attention: those of ours that serve them
 }
 
 
-class PhiPreTrainedModel(AdapterNames, CheckpointSaving, CheckpointLoading, PreTrainedModel):
+class PhiPreTrainedModel(
+    AdapterNames, Prepacking, CheckpointSaving, CheckpointLoading, PreTrainedModel
+):
     """What all our classes share: their config, their checkpoints, their attention."""
 
     config: PhiConfig
