@@ -12,6 +12,7 @@ modes=(fp32 fp16 fp16-flash bf16 bf16-flash fp16-flex fp32-flex)
     python3 benchmarks/make_checkpoint.py "$folder" --layout D --dtype float16
 python3 benchmarks/precision.py "$folder" --modes "${modes[@]}" --peer --name precision_gpu
 python3 benchmarks/full_size.py "$folder" --modes "${modes[@]}" --name full_size_gpu
+python3 benchmarks/hf.py "$folder" --dtypes float16 bfloat16 float32 --device cuda --name hf_gpu
 if python3 -c 'import pyarrow, tokenizers'; then
     python3 benchmarks/extraction.py --checkpoint "$folder" --peers-python python3 \
         --modes fp16-flash fp16 --token-budget 16384 --name extraction_gpu

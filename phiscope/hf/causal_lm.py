@@ -19,7 +19,7 @@ from phiscope.hf.model import PhiModel, PhiPreTrainedModel, mask_config
 _FOR_THE_LOSS = ("num_items_in_batch", "shift_labels", "ignore_index")
 _OF_GENERATE = ("tokenizer", "assistant_tokenizer")
 """What `generate` reads itself, and then hands on to every forward."""
-_TOKENS_AT_ONCE = 1024
+_TOKENS_AT_ONCE = 128
 """Whose logits are computed before they are put in their places."""
 
 

@@ -64,7 +64,7 @@ class PackedBatch:
         flat = x[0]
         if self.rows is not None:
             places = flat.new_zeros(self.shape[0] * self.shape[1], *flat.shape[1:])
-            flat = places.index_copy(0, self.rows, flat)
+            flat = places.index_copy_(0, self.rows, flat)
         return flat.view(*self.shape, *flat.shape[1:])
 
     def attend(

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 import phiscope
 import phiscope.hf
 from phiscope.checkpoint.hub import resolve
-from phiscope.errors import CheckpointError, UnsupportedError
+from phiscope.errors import CheckpointError, HubError, UnsupportedError
 from phiscope.hf import PhiConfig, PhiForCausalLM, PhiForSequenceClassification, PhiModel
 
 LAYOUTS = ("A", "B", "C", "D")
@@ -150,6 +150,25 @@ def test_sharded_pickles_open(folders, oracle, ids, tmp_path):
     (tmp_path / "config.json").write_bytes((folders["D"] / "config.json").read_bytes())
     model = PhiForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(model(ids).logits, oracle(ids).logits, atol=1e-4, rtol=1e-5)
+
+
+def test_model_of_the_hub_is_read_from_the_cache_without_its_code(folders, oracle, ids, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    model = tmp_path / "models--someone--phi-2"
+    (model / "snapshots").mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs/main").write_text(commit)
+    _, canary = add_remote_code(folders["B"], model / "snapshots" / commit)
+    for load in (AutoModelForCausalLM.from_pretrained, PhiForCausalLM.from_pretrained):
+        loaded = load("someone/phi-2", cache_dir=tmp_path, local_files_only=True)
+        assert loaded.config._name_or_path == "someone/phi-2"
+        torch.testing.assert_close(loaded(ids).logits, oracle(ids).logits, atol=1e-4, rtol=1e-5)
+    assert not canary.exists()
+
+
+def test_model_that_is_nowhere_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        PhiForCausalLM.from_pretrained("someone/else", cache_dir=tmp_path, local_files_only=True)
 
 
 def test_embedded_model_opens_by_its_name():
