@@ -60,6 +60,12 @@ class PhiConfig(transformers.PhiConfig):
         return read_shape(self).rotary_dim
 
     @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a `config.json` of any dialect says, and the arguments that did not find it."""
+        raw, rest = super().get_config_dict(*args, **kwargs)
+        return _as_transformers(raw), rest
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The config that a dict of any dialect says.
 

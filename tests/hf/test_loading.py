@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.testing_utils import CaptureLogger
 
 import phiscope
 import phiscope.hf
@@ -137,6 +138,25 @@ def test_dtype_is_the_stored_one_or_the_asked_one(folders, layout):
 def test_float16_on_a_cpu_is_said_to_be_slow(folders):
     with pytest.warns(UserWarning, match="float16 on a CPU"):
         PhiForCausalLM.from_pretrained(folders["B"], dtype=torch.float16)
+
+
+@pytest.mark.parametrize("layout", ["B", "D"])
+@pytest.mark.parametrize("place", ["auto", "cpu", "disk"])
+def test_device_map_spreads_every_layout(folders, oracle, ids, tmp_path, layout, place):
+    parts = {"model.embed_tokens": "cpu", "model.final_layernorm": "cpu", "lm_head": "cpu"}
+    device_map = place if place == "auto" else parts | {"model.layers": place}
+    model = PhiForCausalLM.from_pretrained(
+        folders[layout], device_map=device_map, offload_folder=tmp_path
+    )
+    assert next(model.model.layers.parameters()).is_meta == (place == "disk")
+    torch.testing.assert_close(model(ids).logits, oracle(ids).logits, atol=1e-4, rtol=1e-5)
+
+
+def test_class_by_name_says_nothing_against_microsofts_layout(folders):
+    with CaptureLogger(transformers.logging.get_logger("transformers.configuration_utils")) as log:
+        PhiForCausalLM.from_pretrained(folders["B"])
+        PhiConfig.from_pretrained(folders["B"])
+    assert log.out == ""
 
 
 def test_sharded_pickles_open(folders, oracle, ids, tmp_path):
