@@ -172,6 +172,13 @@ def test_sharded_pickles_open(folders, oracle, ids, tmp_path):
     torch.testing.assert_close(model(ids).logits, oracle(ids).logits, atol=1e-4, rtol=1e-5)
 
 
+@pytest.fixture
+def _offline(monkeypatch):
+    """transformers looks for adapters on the hub, whatever `local_files_only` says."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("_offline")
 def test_model_of_the_hub_is_read_from_the_cache_without_its_code(folders, oracle, ids, tmp_path):
     commit = "0123456789abcdef0123456789abcdef01234567"
     model = tmp_path / "models--someone--phi-2"
@@ -186,6 +193,7 @@ def test_model_of_the_hub_is_read_from_the_cache_without_its_code(folders, oracl
     assert not canary.exists()
 
 
+@pytest.mark.usefixtures("_offline")
 def test_model_that_is_nowhere_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         PhiForCausalLM.from_pretrained("someone/else", cache_dir=tmp_path, local_files_only=True)
