@@ -10,7 +10,6 @@ the package from every script beside it.)
 """
 
 import argparse
-import ctypes
 import gc
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from measure import interleave, median, write_result
+from measure import interleave, median, peak_memory_of, write_result
 from torch import Tensor
 
 import phiscope.hf
@@ -138,7 +137,7 @@ def compare(models: Models, batch: dict[str, Tensor], prompt: Tensor) -> dict:
 
 
 def summarise(seconds: dict[str, list[float]], tasks: dict[str, Task]) -> dict:
-    memory = {name: round(measure_memory(task) / 1e9, 3) for name, task in tasks.items()}
+    memory = {name: round(peak_memory_of(task) / 1e9, 3) for name, task in tasks.items()}
     rounded = {name: [round(x, 4) for x in times] for name, times in seconds.items()}
     medians = {name: median(times) for name, times in seconds.items()}
     return {"seconds": rounded, "times_faster": compare_with_theirs(medians), "memory_gb": memory}
@@ -156,34 +155,6 @@ def compare_with_theirs(seconds: dict[str, float]) -> dict[str, float]:
     return {
         name: round(seconds["theirs"] / x, 2) for name, x in seconds.items() if name != "theirs"
     }
-
-
-def measure_memory(task: Task) -> int:
-    """Bytes held at most while a task runs, beyond those held before it."""
-    gc.collect()
-    release_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        task()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")
-    before = read_status("VmRSS")
-    task()
-    return read_status("VmHWM") - before
-
-
-def release_freed_memory() -> None:
-    """Give back what the allocator keeps, where it is glibc's: it would count as held before."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def read_status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"{key}:")]
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What every benchmark shares: the machine's description, interleaved timing, results as JSON."""
 
+import ctypes
+import gc
 import json
 import platform
 import resource
@@ -39,11 +41,38 @@ def median(seconds: list[float]) -> float:
 
 def peak_memory() -> int:
     """Bytes of memory this process held at most (not its parent's, as getrusage may say)."""
+    return read_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_memory_of(task: Callable[[], object]) -> int:
+    """Bytes held at most while a task runs, on the GPU if there is one, beyond those before it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        task()
+        return torch.cuda.max_memory_allocated() - before
+    _release_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = read_status("VmRSS")
+    task()
+    return read_status("VmHWM") - before
+
+
+def read_status(key: str) -> int:
+    """Bytes that Linux names of this process; 0 elsewhere."""
     status = Path("/proc/self/status")
     if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
+        return 0
+    (line,) = [x for x in status.read_text().splitlines() if x.startswith(f"{key}:")]
     return int(line.split()[1]) * 1024
+
+
+def _release_freed_memory() -> None:
+    """Give back what the allocator keeps, where it is glibc's: it would count as held before."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def write_result(name: str, figures: Mapping[str, Any]) -> Path:

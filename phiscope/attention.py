@@ -61,7 +61,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     if takes_gqa:
         options = {**options, "enable_gqa": keys.shape[1] != q.shape[1]}
     else:
-        keys, values = _for_each_head(keys, q), _for_each_head(values, q)
+        keys, values = for_each_head(keys, q), for_each_head(values, q)
     output: Tensor = varlen_attn(
         q.contiguous(),
         keys.contiguous(),
@@ -110,7 +110,7 @@ def segments(
 
 
 def _masked_scores(q: Tensor, k: Tensor) -> Tensor:
-    q, k = _upcast(q), _for_each_head(_upcast(k), q)
+    q, k = upcast(q), for_each_head(upcast(k), q)
     scores = q.transpose(0, 1) @ k.permute(1, 2, 0) / math.sqrt(q.shape[-1])  # (heads, T, K)
     return scores.masked_fill(~_may_see(len(q), len(k), q.device), float("-inf"))
 
@@ -149,12 +149,13 @@ def _gather(k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
     return keys, torch.cat([v[slot, :length] for slot, length in places])
 
 
-def _for_each_head(x: Tensor, q: Tensor) -> Tensor:
-    """Repeat grouped keys or values so that every query head has its own."""
+def for_each_head(x: Tensor, q: Tensor) -> Tensor:
+    """Repeat grouped keys or values so that every head of q has its own; axis 1 is the heads'."""
     return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
-def _upcast(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
+    """In fp32 at least, for q times k overflows fp16 in Phi-2."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

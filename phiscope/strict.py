@@ -25,6 +25,11 @@ def read_json_object(path: Path, limit: int, error_type: JsonError) -> dict[str,
     return parse_json_object(data, str(path), error_type)
 
 
+def read_optional_json(path: Path, limit: int, error_type: JsonError) -> dict[str, Any]:
+    """As `read_json_object`; an absent file is an empty object."""
+    return read_json_object(path, limit, error_type) if path.is_file() else {}
+
+
 def parse_json_object(data: bytes, name: str, error_type: JsonError) -> dict[str, Any]:
     """One JSON object, strictly: UTF-8, no NaN or infinity, no key twice."""
     try:

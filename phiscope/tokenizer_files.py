@@ -13,7 +13,7 @@ from typing import Any
 import tokenizers
 
 from phiscope.errors import CheckpointError, TokenizerError
-from phiscope.strict import read_json_object
+from phiscope.strict import read_optional_json
 
 END_OF_TEXT = "<|endoftext|>"
 AddedToken = dict[str, Any]
@@ -82,11 +82,8 @@ class BackendFiles:
 
     def _json(self, name: str) -> dict[str, Any]:
         """Read a JSON object of the folder; an absent file is an empty one."""
-        path = self.folder / name
-        if not path.is_file():
-            return {}
         try:
-            return read_json_object(path, MAX_BYTES, CheckpointError)
+            return read_optional_json(self.folder / name, MAX_BYTES, CheckpointError)
         except CheckpointError as error:
             raise TokenizerError(f"{error}; if it is cut short, fetch it again") from error
 

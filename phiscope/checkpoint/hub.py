@@ -48,7 +48,7 @@ def resolve(
     wins. Raises `HubError`, with the remedy, for a name that leads nowhere, for a revision
     of what is not on the hub, and for anything that goes wrong while fetching.
     """
-    local = _find_local(name)
+    local = find_local(name)
     if local is not None:
         if revision is not None:
             raise HubError(f"{name!r} is a folder here and has no revision {revision!r}; leave it")
@@ -66,7 +66,8 @@ def resolve(
     return folder
 
 
-def _find_local(name: str) -> Path | None:
+def find_local(name: str) -> Path | None:
+    """The folder of an embedded model, or the one of that name; None for what a hub may have."""
     if name in EMBEDDED:
         return _embedded_folder(name)
     folder = Path(os.path.expanduser(name))  # Path's own raises where there is no home

@@ -5,9 +5,6 @@ end token, and a card. It appears complete or not at all.
 """
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +22,11 @@ from phiscope.checkpoint.hub_card import (
     render_card,
 )
 from phiscope.checkpoint.hub_tokenizer import PaddedTokenizer, write_tokenizer
-from phiscope.checkpoint.safetensors_format import sync_folder, write_bytes, write_json
-from phiscope.checkpoint.transfer import SHARD_SIZE, convert
+from phiscope.checkpoint.safetensors_format import write_bytes, write_json
+from phiscope.checkpoint.transfer import SHARD_SIZE, convert, new_folder
 from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
 from phiscope.errors import CheckpointError
-from phiscope.strict import read_json_object
+from phiscope.strict import read_json_object, read_optional_json
 
 _LEGAL_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -64,7 +61,7 @@ def export_hub(
     """
     found, destination = resolve(str(source), revision=revision), Path(destination)
     details, size = details or CardDetails(), max_shard_size
-    with _new_folder(destination) as folder:
+    with new_folder(destination) as folder:
         convert(found, folder, layout="D", dtype=dtype, max_shard_size=size, progress=progress)
         with Checkpoint(found) as before, Checkpoint(folder) as after:
             padded = write_tokenizer(found, folder, before.config)
@@ -82,27 +79,6 @@ def export_hub(
     return HubFolder(destination, padded.pad_token, metadata.get("license"))
 
 
-@contextmanager
-def _new_folder(destination: Path) -> Iterator[Path]:
-    """A name beside the wanted one; the folder that is written there takes its place.
-
-    After a fault nothing is left; after a kill, at most a folder named `.NAME.*.tmp`.
-    """
-    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-        raise CheckpointError(f"{destination} exists and is not empty; name a new folder")
-    final = destination.absolute()
-    try:
-        with tempfile.TemporaryDirectory(".tmp", f".{final.name}.", final.parent) as temporary:
-            folder = Path(temporary) / final.name
-            yield folder
-            sync_folder(folder)
-            folder.replace(final)
-        sync_folder(final.parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"cannot write {destination}: {reason}") from error
-
-
 def _write_ends(source: Path, folder: Path, config: PhiConfig, padded: PaddedTokenizer) -> None:
     """The ids that begin, end and pad texts, where transformers looks for them."""
     end = padded.tokenizer.eos_token_id
@@ -111,10 +87,13 @@ def _write_ends(source: Path, folder: Path, config: PhiConfig, padded: PaddedTok
     pad = {} if padded.pad_token_id is None else {"pad_token_id": padded.pad_token_id}
     several = config.extra.get("eos_token_id")
     listed = {"eos_token_id": several} if isinstance(several, list) else {}
-    settings = _read(source / "generation_config.json")
+    settings = read_optional_json(
+        source / "generation_config.json", MAX_CONFIG_BYTES, CheckpointError
+    )
     settings.pop("_from_model_config", None)
     write_json(folder / "generation_config.json", {**ends, **listed, **settings, **pad})
-    write_json(folder / "config.json", {**_read(folder / "config.json"), **ends, **pad})
+    written = read_json_object(folder / "config.json", MAX_CONFIG_BYTES, CheckpointError)
+    write_json(folder / "config.json", {**written, **ends, **pad})
 
 
 def _write_card(
@@ -137,8 +116,3 @@ def _describe_origin(source: str, found: Path) -> str:
     if _COMMIT.fullmatch(found.name):
         return f"`{source}` at commit `{found.name}`"
     return f"the folder `{found.resolve().name}`"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an absent file is an empty one."""
-    return read_json_object(path, MAX_CONFIG_BYTES, CheckpointError) if path.is_file() else {}

@@ -12,7 +12,7 @@ from phiscope.checkpoint.safetensors_format import write_bytes, write_json
 from phiscope.checkpoint.transfer import TOKENIZER_FILES
 from phiscope.config import PhiConfig
 from phiscope.errors import CheckpointError
-from phiscope.strict import read_json_object
+from phiscope.strict import read_json_object, read_optional_json
 from phiscope.tokenizer import Tokenizer, load_tokenizer
 from phiscope.tokenizer_files import MAX_BYTES, backend_from_spec
 
@@ -43,12 +43,13 @@ def write_tokenizer(source: Path, folder: Path, config: PhiConfig) -> PaddedToke
 
     Raises `TokenizerError` for files that are damaged, absent or of another model.
     """
-    settings = _read(source / _SETTINGS)
+    settings = read_optional_json(source / _SETTINGS, MAX_BYTES, CheckpointError)
     padded = _pad(load_tokenizer(source, config), settings, config)
     for name in TOKENIZER_FILES:
         (folder / name).unlink(missing_ok=True)
     padded.tokenizer.save(folder)
-    written = _read(folder / _SETTINGS) | _inherit(settings, padded.tokenizer.backend)
+    written = read_json_object(folder / _SETTINGS, MAX_BYTES, CheckpointError)
+    written |= _inherit(settings, padded.tokenizer.backend)
     written["model_max_length"] = config.max_position_embeddings
     if padded.pad_token is not None:
         written["pad_token"] = padded.pad_token
@@ -86,11 +87,6 @@ def _add_pad_token(tokenizer: Tokenizer) -> Tokenizer:
     added = {"id": tokenizer.num_tokens, "content": PAD_TOKEN, **flags, "special": True}
     spec["added_tokens"].append(added)
     return Tokenizer(backend_from_spec(spec), eos_token=tokenizer.eos_token)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an absent file is an empty one."""
-    return read_json_object(path, MAX_BYTES, CheckpointError) if path.is_file() else {}
 
 
 def _content(token: Any) -> Any:

@@ -38,18 +38,22 @@ Shape = tuple[int, ...]
 
 def read_header(file: WeightFile) -> dict[str, StoredTensor]:
     """Where each tensor of a safetensors file lies, in the file's order."""
-    length = _read_header_length(file)
-    header = parse_json_object(
-        file.read(8, length, "the header"), f"the header of {file.path}", CheckpointError
-    )
+    header, start = _read_entries(file)
     _check_metadata(file.path, header.pop("__metadata__", {}))
-    start = 8 + length
     spans = {name: _parse_entry(file.path, name, header[name]) for name in header}
     _check_tiling(file, {name: span for name, (_, _, span) in spans.items()}, start)
     return {
         name: StoredTensor(name, dtype, shape, file, start + begin)
         for name, (dtype, shape, (begin, _)) in spans.items()
     }
+
+
+def read_metadata(file: WeightFile) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing where it is silent."""
+    header, _ = _read_entries(file)
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    _check_metadata(file.path, metadata)
+    return metadata
 
 
 def write_safetensors(
@@ -120,6 +124,13 @@ def _make_header(entries: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text
+
+
+def _read_entries(file: WeightFile) -> tuple[dict[str, Any], int]:
+    """The header as it stands, and where the tensors begin."""
+    length = _read_header_length(file)
+    text = file.read(8, length, "the header")
+    return parse_json_object(text, f"the header of {file.path}", CheckpointError), 8 + length
 
 
 def _read_header_length(file: WeightFile) -> int:

@@ -37,6 +37,12 @@ class StoredTensor:
         """Bytes of one row of the first dimension; a scalar is one row."""
         return torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
 
+    def read(self) -> torch.Tensor:
+        """All of it, in its own dtype."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.file.read_into(view_bytes(tensor), self.offset, f"tensor {self.name!r}")
+        return tensor
+
 
 class WeightFile:
     """A regular file, open for reading from any thread; a context manager.

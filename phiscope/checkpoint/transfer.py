@@ -113,7 +113,7 @@ def write_checkpoint(
     max_shard_size: int = SHARD_SIZE,
 ) -> None:
     """Write a checkpoint of parameters that `fetch` gives one at a time, by our names."""
-    with _new_folder(Path(folder)) as temporary:
+    with new_folder(Path(folder)) as temporary:
         _write_checkpoint(temporary, config, layout, dtypes, fetch, max_shard_size)
 
 
@@ -132,7 +132,7 @@ def convert(
     appears complete or not at all.
     """
     _check_dtype(dtype)
-    with Checkpoint(Path(source)) as checkpoint, _new_folder(Path(destination)) as temporary:
+    with Checkpoint(Path(source)) as checkpoint, new_folder(Path(destination)) as temporary:
         dtypes = {name: dtype or checkpoint.dtype_of(name) for name in checkpoint.shapes}
         bar = _make_bar(checkpoint.config.num_parameters, "parameter", progress=progress)
 
@@ -223,7 +223,7 @@ def _warn_non_finite(folder: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside the wanted one, which takes its name when all went well.
 
     After a fault nothing is left; after a kill, at most a folder named `.NAME.PID.tmp`.

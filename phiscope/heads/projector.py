@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phiscope.checkpoint.safetensors_format import read_header
-from phiscope.checkpoint.stored import StoredTensor, WeightFile, view_bytes
+from phiscope.checkpoint.safetensors_format import read_header, read_metadata
+from phiscope.checkpoint.stored import StoredTensor, WeightFile
 from phiscope.errors import CheckpointError
 from phiscope.store.tensor_file import TensorEntry, write_tensor_file
 from phiscope.strict import parse_json_object
@@ -105,9 +105,8 @@ def load_projector(path: Path | str, model: nn.Module) -> Projector:
     """
     path = Path(path)
     with WeightFile(path) as file:
-        stored = read_header(file)
-        metadata = _read_metadata(file)
-        tensors = {name: _read_tensor(file, entry) for name, entry in stored.items()}
+        metadata = read_metadata(file)
+        tensors = {name: _read(stored) for name, stored in read_header(file).items()}
     own = {name: tensors[name] for name in tensors if not name.startswith(_MODEL)}
     samples = {name[len(_MODEL) :]: tensors[name] for name in tensors if name not in own}
     projector = _build(path, metadata, own)
@@ -186,17 +185,7 @@ def _make_entry(tensor: Tensor) -> TensorEntry:
     return TensorEntry(_DTYPES[values.dtype], tuple(values.shape), [values.numpy()])
 
 
-def _read_tensor(file: WeightFile, stored: StoredTensor) -> Tensor:
+def _read(stored: StoredTensor) -> Tensor:
     if stored.dtype not in _DTYPES:
-        raise CheckpointError(f"{file.path}: {stored.name!r} is {stored.dtype}, no float32")
-    tensor = torch.empty(stored.shape, dtype=stored.dtype)
-    file.read_into(view_bytes(tensor), stored.offset, stored.name)
-    return tensor
-
-
-def _read_metadata(file: WeightFile) -> dict[str, str]:
-    """The metadata of a file whose header was checked."""
-    length = int.from_bytes(file.read(0, 8, "the header's length"), "little")
-    header = parse_json_object(file.read(8, length, "the header"), "the header", CheckpointError)
-    metadata: dict[str, str] = header.get("__metadata__", {})
-    return metadata
+        raise CheckpointError(f"{stored.file.path}: {stored.name!r} is {stored.dtype}, no float32")
+    return stored.read()

@@ -9,7 +9,7 @@ name.
 from phiscope.errors import MissingExtraError
 
 try:
-    import transformers
+    import transformers  # noqa: F401 - only its absence is looked for here
 except ModuleNotFoundError as error:
     raise MissingExtraError("hf") from error
 
@@ -37,4 +37,4 @@ __all__ = [
     "register",
 ]
 
-register(transformers)
+register()

@@ -1,5 +1,6 @@
 """Phi with a linear head for whole texts, or for each of their tokens."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from phiscope.hf.configuration import PhiConfig
 from phiscope.hf.model import PhiModel, PhiPreTrainedModel
 
 
-class PhiClassifier(PhiPreTrainedModel):
+class PhiClassifier(PhiPreTrainedModel, ABC):
     """What both classifiers share: the model, and what they are given."""
 
     def __init__(self, config: PhiConfig) -> None:
@@ -62,14 +63,17 @@ class PhiClassifier(PhiPreTrainedModel):
         answer = self._answer(outputs, scores, labels)
         return answer
 
+    @abstractmethod
     def _add_head(self, config: PhiConfig) -> None:
-        raise NotImplementedError
+        """The modules behind the model."""
 
+    @abstractmethod
     def _score(self, hidden: Tensor, ids: Tensor | None, mask: Any) -> Tensor:
-        raise NotImplementedError
+        """Scores of what stands at hidden (B, T, hidden)."""
 
+    @abstractmethod
     def _answer(self, outputs: Any, scores: Tensor, labels: Tensor | None) -> Any:
-        raise NotImplementedError
+        """What transformers gives for such a head, with the loss if there are labels."""
 
     def _reads_padding(self, labels: Tensor | None, mask: Any) -> bool:
         """Whether scores of padding are part of what is wanted."""

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import transformers
 
 from phiscope.config import PhiConfig as Shape
-from phiscope.dialects import read_dialect
 
 HiddenStatesFormat = Literal["transformers", "last_block"]
 
@@ -113,7 +112,5 @@ def _as_transformers(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A dict in transformers' names, without what names code."""
     if raw.get("model_type", "phi") == "phi":
         return {key: value for key, value in raw.items() if key not in _NEVER}
-    read_dialect(raw)  # refuses other families by name before anything is read from them
-    shape = Shape.from_dict({**raw, "hidden_act": raw.get("activation_function")})
     kept = {key: raw[key] for key in _KEPT if key in raw}
-    return shape.to_dict("phi5") | kept
+    return Shape.from_dict(raw).to_dict("phi5") | kept

@@ -5,7 +5,6 @@ allocated; each tensor is read when transformers asks for it, so memory holds th
 """
 
 import copy
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,13 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from phiscope.checkpoint.folder import Checkpoint
-from phiscope.checkpoint.hub import EMBEDDED, resolve
+from phiscope.checkpoint.hub import find_local, resolve
 from phiscope.checkpoint.layouts import Piece, find_pieces
 from phiscope.checkpoint.weights import Weights
+from phiscope.config import MAX_CONFIG_BYTES
+from phiscope.errors import CheckpointError
 from phiscope.hf.flags import Flags
+from phiscope.strict import read_json_object
 
 _DTYPES: tuple[str, ...] = ("dtype", "torch_dtype")
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
@@ -29,6 +31,7 @@ _WEIGHT_FILES = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+_ADAPTER = "adapter_config.json"
 _FUSED = re.compile(r"\.(mixer\.Wqkv|self_attn\.query_key_value)\.")
 """What layouts A, B and C have, and D has not."""
 _OTHERS = ("gguf_file", "state_dict", "variant")
@@ -128,14 +131,15 @@ def _take_adapter(name: Any, kwargs: dict[str, Any]) -> tuple[str | None, Any]:
     if found is not None:
         kwargs["adapter_kwargs"] = options
         return str(found), name
-    if name is None or not os.path.isdir(os.path.expanduser(str(name))):
+    folder = None if name is None else find_local(str(name))
+    if folder is None or not (folder / _ADAPTER).is_file():
         return None, name
-    folder = Path(name).expanduser()
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        return None, name
-    whole = (folder / "config.json").is_file()  # the model lies beside its adapter
-    base = name if whole else json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
+    if (folder / "config.json").is_file():  # the model lies beside its adapter
+        return str(folder), name
+    config = read_json_object(folder / _ADAPTER, MAX_CONFIG_BYTES, CheckpointError)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(f"{folder / _ADAPTER} names no base_model_name_or_path")
     return str(folder), base
 
 
@@ -143,15 +147,14 @@ def _find_folder(name: Any, kwargs: dict[str, Any]) -> Path | None:
     """The folder with the weights, fetched if need be; None where transformers is to find them."""
     if name is None or any(kwargs.get(key) is not None for key in _OTHERS):
         return None
-    local = name in EMBEDDED or os.path.isdir(os.path.expanduser(str(name)))
-    sub = kwargs.get("subfolder") or ""
-    if sub and not local:
+    local, sub = find_local(str(name)), kwargs.get("subfolder") or ""
+    if local is None and sub:
         return None
-    options = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
-    if local:
-        folder = resolve(str(name)) / sub
-    else:
+    if local is None:
+        options = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
         folder = resolve(str(name), revision=kwargs.get("revision"), options=options)
+    else:
+        folder = local / sub
     if not any((folder / file).is_file() for file in _WEIGHT_FILES):
         return None
     for key in (*_HUB, "revision", "subfolder"):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phiscope.attention import Backend
+from phiscope.attention import Backend, for_each_head, upcast
 from phiscope.packing import Packed, pack_lengths
 
 KeyValueCache = Any
@@ -144,17 +144,16 @@ def _split_rows(positions: Tensor | None, shape: tuple[int, int]) -> list[int]:
 def _attend_with_maps(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """The definition in fp32, for q times k overflows fp16 in Phi-2; maps are in q's dtype."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    k, v = (x.to(wide).repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = q.to(wide) @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, T, K)
+    """The definition in fp32, under any mask; maps are in q's dtype."""
+    k, v = (for_each_head(upcast(x), q) for x in (k, v))
+    scores = upcast(q) @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, T, K)
     mask = _may_see(q, k) if mask is None else mask
     if mask.dtype == torch.bool:  # finite, so that a place which may see nothing has no NaN
-        scores = scores.masked_fill(~mask, torch.finfo(wide).min)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + mask
     probs = F.dropout(scores.softmax(dim=-1), dropout).to(q.dtype)
-    return (probs.to(wide) @ v).to(q.dtype), probs
+    return (upcast(probs) @ v).to(q.dtype), probs
 
 
 def _may_see(q: Tensor, k: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Making our classes known to transformers' Auto classes."""
 
-from typing import Any
+import transformers
 
 from phiscope.hf.causal_lm import PhiForCausalLM
 from phiscope.hf.classification import PhiForSequenceClassification, PhiForTokenClassification
@@ -16,7 +16,7 @@ MODELS = {
 }
 
 
-def register(transformers: Any) -> None:
+def register() -> None:
     """Register configs, models and the tokenizer; a second time changes nothing."""
     for model_type, config in CONFIGS.items():
         transformers.AutoConfig.register(model_type, config, exist_ok=True)

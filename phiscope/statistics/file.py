@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phiscope.checkpoint.safetensors_format import read_header
-from phiscope.checkpoint.stored import StoredTensor, WeightFile, view_bytes
+from phiscope.checkpoint.safetensors_format import read_header, read_metadata
+from phiscope.checkpoint.stored import StoredTensor, WeightFile
 from phiscope.errors import CheckpointError, StoreError
 from phiscope.statistics.moments import Kind, Moments, describe_kind
 from phiscope.store.tensor_file import TensorEntry, write_tensor_file
-from phiscope.strict import parse_json_object
 
 FORMAT = "phiscope-statistics"
 VERSION = 1
@@ -80,19 +79,14 @@ class StatisticsFile:
 
     def read(self, column: str) -> Moments:
         """The moments of one column, in memory."""
-        state = {}
-        for key in _TENSORS:
-            stored = self._tensors[f"{column}/{key}"]
-            tensor = torch.empty(stored.shape, dtype=stored.dtype)
-            with _store_errors():
-                self._file.read_into(view_bytes(tensor), stored.offset, stored.name)
-            state[key] = tensor
+        with _store_errors():
+            state = {key: self._tensors[f"{column}/{key}"].read() for key in _TENSORS}
         return Moments.from_state(state, self.columns[column])
 
     def _read_facts(self) -> None:
         with _store_errors():
             self._tensors = read_header(self._file)
-            metadata = _read_metadata(self._file)
+            metadata = read_metadata(self._file)
         if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
             raise StoreError(f"{self.path} holds no statistics of version {VERSION}")
         try:
@@ -137,16 +131,6 @@ def _store_errors() -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise StoreError(str(error)) from error
-
-
-def _read_metadata(file: WeightFile) -> dict[str, str]:
-    """The metadata of a file whose header was checked."""
-    length = int.from_bytes(file.read(0, 8, "the header's length"), "little")
-    header = file.read(8, length, "the header")
-    metadata: dict[str, str] = parse_json_object(header, "the header", CheckpointError).get(
-        "__metadata__", {}
-    )
-    return metadata
 
 
 def _make_entry(tensor: Tensor) -> TensorEntry:

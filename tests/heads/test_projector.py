@@ -32,6 +32,12 @@ def model():
     return make_model(SMALL, dtype=torch.float32)
 
 
+def assert_same(ours, theirs):
+    assert ours.sizes == theirs.sizes
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], weight)
+
+
 @pytest.fixture
 def projector():
     torch.manual_seed(0)
@@ -101,18 +107,19 @@ def test_file_is_one_that_others_read(file, projector):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_same_model_in_another_dtype_is_accepted(file, model, dtype):
-    load_projector(file, copy.deepcopy(model).to(dtype))
+    loaded = load_projector(file, copy.deepcopy(model).to(dtype))
+    assert_same(loaded, load_projector(file, model))
 
 
 def test_the_same_model_in_another_form_is_accepted(tmp_path):
     phi = phiscope.load("nano", mode="fp32-cpu")
-    save_projector(tmp_path / "p", Projector(4, 64), phi.model)
+    projector = Projector(4, 64)
+    save_projector(tmp_path / "p", projector, phi.model)
     narrow = phiscope.load("nano", mode="bf16-cpu").model
     first = phiscope.load("nano", layers=2).model
-    for form in (narrow, widen(narrow), first):
-        load_projector(tmp_path / "p", form)
-    for cls in (PhiForCausalLM, PhiModel):
-        load_projector(tmp_path / "p", cls.from_pretrained("nano", dtype=torch.float32))
+    of_hf = [cls.from_pretrained("nano", dtype=torch.float32) for cls in (PhiForCausalLM, PhiModel)]
+    for form in (narrow, widen(narrow), first, *of_hf):
+        assert_same(load_projector(tmp_path / "p", form), projector)
 
 
 def test_a_model_of_another_width_is_refused_by_name(file):

@@ -5,11 +5,11 @@ import peft
 import pytest
 import torch
 import transformers
+from hf.peers import make_config
 
 import phiscope
 from phiscope.errors import UnsupportedError
 from phiscope.hf import (
-    PhiConfig,
     PhiForCausalLM,
     PhiForSequenceClassification,
     PhiForTokenClassification,
@@ -44,22 +44,9 @@ IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14], [20, 21, 22, 23, 24]]
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
 
 
-def make_config(**values):
-    given = {
-        "vocab_size": 99,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 32,
-        "initializer_range": 0.2,
-    }
-    return PhiConfig(**{**given, **values})
-
-
-def make_model(model_class=PhiForCausalLM, **values):
+def make_model(model_class=PhiForCausalLM, **options):
     torch.manual_seed(0)
-    return model_class(make_config(**values)).eval()
+    return model_class(make_config(**{"num_hidden_layers": 2, **options})).eval()
 
 
 def make_lora(*names, **values):

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from hf.peers import make_config
 
-from phiscope.hf import PhiConfig, PhiForCausalLM, PhiForSequenceClassification
+from phiscope.hf import PhiForCausalLM, PhiForSequenceClassification
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 LEFT = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
@@ -19,20 +20,10 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
-def make_model(model_class=PhiForCausalLM, **values):
+def make_model(model_class=PhiForCausalLM, **options):
     torch.manual_seed(0)
-    given = {
-        "vocab_size": 99,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.2,
-        "use_cache": False,
-    }
-    return model_class(PhiConfig(**{**given, **values})).eval()
+    common = {"num_hidden_layers": 2, "num_key_value_heads": 2, "use_cache": False}
+    return model_class(make_config(**{**common, **options})).eval()
 
 
 def shown(output, mask=None):

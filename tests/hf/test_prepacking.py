@@ -1,8 +1,9 @@
 import pytest
 import torch
+from hf.peers import fill, make_config
 
 from phiscope.errors import UnsupportedError
-from phiscope.hf import PhiConfig, PhiForCausalLM
+from phiscope.hf import PhiForCausalLM
 from phiscope.prepacked import PrepackedLinear
 from phiscope.runtime import find_prepacking_obstacle
 
@@ -15,19 +16,9 @@ IDS = torch.arange(12).reshape(2, 6)
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return PhiForCausalLM(config).eval()
+    model = PhiForCausalLM(make_config(pad_token_id=0)).eval()
+    fill(model)
+    return model
 
 
 @torch.no_grad()

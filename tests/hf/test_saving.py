@@ -3,31 +3,19 @@ import json
 import pytest
 import torch
 import transformers
+from hf.peers import VOCAB, fill, make_config
 
 import phiscope
 from phiscope.checkpoint import describe
 from phiscope.errors import CheckpointError, UnsupportedError
-from phiscope.hf import PhiConfig, PhiForCausalLM, PhiModel
+from phiscope.hf import PhiForCausalLM, PhiModel
 
 IDS = torch.arange(12).reshape(2, 6)
 
 
-def make_model(**settings):
-    torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        bos_token_id=1,
-        eos_token_id=2,
-        **settings,
-    )
-    model = PhiForCausalLM(config).eval()
-    for parameter in model.parameters():  # biases and norms are not all alike
-        torch.nn.init.normal_(parameter, std=0.2)
+def make_model(**options):
+    model = PhiForCausalLM(make_config(**options)).eval()
+    fill(model)
     return model
 
 
@@ -92,8 +80,8 @@ def test_tied_head_is_saved_whole_in_microsofts_layout(tmp_path):
 
 def test_rows_added_to_the_embedding_are_saved(tmp_path):
     model = make_model()
-    model.resize_token_embeddings(70)
-    assert model.config.vocab_size == model.lm_head.out_features == 70
+    model.resize_token_embeddings(VOCAB + 6)
+    assert model.config.vocab_size == model.lm_head.out_features == VOCAB + 6
     for layout in ("B", "D"):
         model.save_pretrained(tmp_path / layout, layout=layout)
         again = PhiForCausalLM.from_pretrained(tmp_path / layout)

@@ -7,12 +7,13 @@ import peft
 import pytest
 import torch
 import transformers
+from hf.peers import make_config
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 import phiscope
 from phiscope.checkpoint.hub import resolve
-from phiscope.hf import PhiConfig, PhiForCausalLM, PhiForSequenceClassification
+from phiscope.hf import PhiForCausalLM, PhiForSequenceClassification
 from phiscope.hf.adapters import get_peft_model, translate_config
 
 # trainers and PEFT ask transformers for what transformers has renamed
@@ -24,21 +25,10 @@ TEXTS = [f"def double_{n}(x):\n    return {n} * x\n" for n in range(8)]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def make_model(**values):
+def make_model(**options):
     torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=99,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **values,
-    )
-    return PhiForCausalLM(config)
+    common = {"num_hidden_layers": 2, "initializer_range": 0.02, "pad_token_id": 0}
+    return PhiForCausalLM(make_config(**common, **options))
 
 
 def pad(rows):
