@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phiscope.errors import UnsupportedError
+from phiscope.kernels import build, calls
 from phiscope.packing import Packed
 
 Backend = Callable[[Tensor, Tensor, Tensor, Packed], Tensor]
@@ -54,6 +56,16 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     return torch.cat(outputs)
 
 
+def native(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+    """A kernel of ours for CPUs: one call for the whole batch; `sdpa` where it cannot be built."""
+    is_served = q.device.type == "cpu" and calls.serves_attention(q.dtype)
+    if not is_served or torch.is_grad_enabled() or build.find_obstacle() is not None:
+        return sdpa(q, k, v, packed)
+    places = None if packed.slots is None else k.shape[1]
+    sequences, num_keys = _list_sequences(packed, places), sum(packed.key_lengths)
+    return calls.attend(q, k.contiguous(), v.contiguous(), sequences, num_keys=num_keys)
+
+
 def flash(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     """FlashAttention over variable lengths (CUDA, fp16 or bf16): one call for the whole batch."""
     keys, values = _gather(k, v, packed)
@@ -85,7 +97,13 @@ def flex(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     return output[0].transpose(0, 1)
 
 
-BACKENDS: dict[str, Backend] = {"eager": eager, "sdpa": sdpa, "flash": flash, "flex": flex}
+BACKENDS: dict[str, Backend] = {
+    "eager": eager,
+    "sdpa": sdpa,
+    "native": native,
+    "flash": flash,
+    "flex": flex,
+}
 
 
 def select_backend(name: str) -> Backend:
@@ -157,6 +175,19 @@ def for_each_head(x: Tensor, q: Tensor) -> Tensor:
 def upcast(x: Tensor) -> Tensor:
     """In fp32 at least, for q times k overflows fp16 in Phi-2."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@lru_cache(maxsize=1)
+def _list_sequences(packed: Packed, places: int | None) -> Tensor:
+    """(S, 4) int64, as `calls.attend` wants it: of slots of so many places, or end to end."""
+    slots = packed.slots
+    if slots is None or places is None:
+        keys = list(accumulate(packed.key_lengths, initial=0))[:-1]
+    else:
+        keys = [slot * places for slot in slots]
+    rows = zip(packed.offsets, packed.lengths, keys, packed.key_lengths, strict=False)
+    with torch.inference_mode(False):
+        return torch.tensor(list(rows), dtype=torch.int64)
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ keeps the keys and values of one forward, which then serve any number of sequenc
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -70,9 +71,9 @@ class KVCache:
         Returns this layer's keys and values, each (slot, place, kv_head, head_dim).
         """
         keys, values = self.data[layer]
-        where = (packed.token_slots, packed.positions)
-        keys[where] = k.to(keys.dtype)
-        values[where] = v.to(values.dtype)
+        where = _list_places(packed, self.num_places)
+        keys.flatten(0, 1).index_copy_(0, where, k.to(keys.dtype))
+        values.flatten(0, 1).index_copy_(0, where, v.to(values.dtype))
         return keys, values
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -135,3 +136,10 @@ class Continuation:
     def _join(self, before: Tensor, new: Tensor, packed: Packed) -> Tensor:
         pairs = zip(self._spans, packed.spans(), strict=True)
         return torch.cat([part for old, own in pairs for part in (before[old], new[own])])
+
+
+@lru_cache(maxsize=1)
+def _list_places(packed: Packed, num_places: int) -> Tensor:
+    """(N,) int64: where each token is kept, counted over all slots; all layers share it."""
+    with torch.inference_mode(False):
+        return packed.token_slots * num_places + packed.positions

@@ -10,10 +10,10 @@ import torch
 from phiscope.checkpoint import load_model
 from phiscope.checkpoint.hub import EMBEDDED, resolve
 from phiscope.config import read_config
+from phiscope.inference import prepare
 from phiscope.model import PhiForCausalLM
 from phiscope.runtime import Mode, select_mode
 from phiscope.tokenizer import Tokenizer, load_tokenizer
-from phiscope.wide import widen
 
 
 class Loaded(NamedTuple):
@@ -56,9 +56,7 @@ class ModelSpec:
         model = load_model(
             folder, dtype=mode.dtype, device=mode.device, layers=self.layers, progress=progress
         )
-        model = widen(model) if mode.is_wide else model
-        model.set_attention(mode.attention)
-        return Loaded(model, tokenizer, mode)
+        return Loaded(prepare(model, mode), tokenizer, mode)
 
     def settle(self, num_threads: int | None = None) -> "ModelSpec":
         """The same for a process in another working folder, with these threads if it names none."""

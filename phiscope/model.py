@@ -17,7 +17,7 @@ from phiscope.config import PhiConfig
 from phiscope.errors import ContextLengthError, UnsupportedError
 from phiscope.outputs import Plan
 from phiscope.packing import Packed
-from phiscope.rotary import make_tables, rotate
+from phiscope.rotary import Rotation, make_tables, rotate
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -66,6 +66,7 @@ class Attention(nn.Module):
         )
         self.head_dim = config.head_dim
         self.backend: Backend = sdpa
+        self.rotate: Rotation = rotate
         self._add_projections(config.hidden_size)
         self.dense = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size)
         if config.qk_layernorm:
@@ -75,8 +76,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         q, k, v = self._project(x)  # (N, H, D), (N, G, D), (N, G, D)
         q, k, v = (run.at(name, self.layer, y) for name, y in (("q", q), ("k", k), ("v", v)))
-        q = run.at("q_rot", self.layer, rotate(q, run.cos, run.sin))
-        k = run.at("k_rot", self.layer, rotate(k, run.cos, run.sin))
+        q = run.at("q_rot", self.layer, self.rotate(q, run.cos, run.sin))
+        k = run.at("k_rot", self.layer, self.rotate(k, run.cos, run.sin))
         if run.cache is not None:
             k, v = run.cache.write(self.layer, k, v, run.packed)
         z = run.at("z", self.layer, self._attend(q, k, v, run))  # (N, H, D)

@@ -14,6 +14,8 @@ from phiscope.config import PhiConfig, RopeScaling
 
 Frequencies = tuple[Tensor, float]
 """Radians per position (rotary_dim / 2,), and the factor on cosine and sine."""
+Rotation = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`rotate`, or what does the same."""
 
 
 def make_tables(config: PhiConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -26,6 +26,10 @@ class Mode:
     """Name of the attention backend."""
     is_wide: bool = False
     """Whether arithmetic is fp32 on weights of that dtype."""
+    weights: str | None = None
+    """What the linear layers' weights are rounded to, of `quantized.FORMATS`; None: nothing."""
+    has_wide_products: bool = False
+    """Whether activations stay fp32 in products with rounded weights."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -43,9 +47,17 @@ MODES: dict[str, Mode] = {
         Mode("fp32", "cuda", torch.float32, "sdpa"),
         Mode("fp16-flex", "cuda", torch.float16, "flex"),
         Mode("fp32-flex", "cuda", torch.float32, "flex"),
-        Mode("fp32-cpu", "cpu", torch.float32, "sdpa"),
-        Mode("bf16-cpu", "cpu", torch.bfloat16, "sdpa"),
-        Mode("bf16-fp32-cpu", "cpu", torch.bfloat16, "sdpa", is_wide=True),
+        Mode("fp32-cpu", "cpu", torch.float32, "native"),
+        Mode("bf16-cpu", "cpu", torch.bfloat16, "native"),
+        Mode("bf16-fp32-cpu", "cpu", torch.bfloat16, "native", is_wide=True),
+        Mode("int8-cpu", "cpu", torch.bfloat16, "native", is_wide=True, weights="int8"),
+        Mode("int4-cpu", "cpu", torch.bfloat16, "native", is_wide=True, weights="int4"),
+        Mode(
+            *("int8-fp32-cpu", "cpu", torch.bfloat16, "native"),
+            is_wide=True,
+            weights="int8",
+            has_wide_products=True,
+        ),
     )
 }
 """The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu), bf16, and FlexAttention.

@@ -12,11 +12,11 @@ from phiscope.model import PhiForCausalLM
 
 def make_skeleton(config: PhiConfig, layers: int | None = None) -> PhiForCausalLM:
     """The modules of a model, with `layers` of its blocks or all, whose weights have no memory."""
-    with torch.device("meta"), _NoInitialValues():
+    with torch.device("meta"), NoInitialValues():
         return PhiForCausalLM(config, layers=layers)
 
 
-class _NoInitialValues(TorchFunctionMode):
+class NoInitialValues(TorchFunctionMode):
     """Skips `torch.nn.init`: on "meta" it fills nothing, and imports torch's compiler for it."""
 
     def __torch_function__(

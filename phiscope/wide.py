@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phiscope.kernels import build, calls
 from phiscope.model import PhiForCausalLM
+from phiscope.quantized import QuantizedLinear
 from phiscope.skeleton import make_skeleton
 
 _FEW_TOKENS = 64
@@ -47,6 +49,8 @@ class WideLinear(nn.Module):
         with torch.no_grad():
             if len(x) > _FEW_TOKENS:
                 return self._apply_piece(x, self.weight, self.bias)
+            if len(x) <= calls.FEW_ROWS and _has_kernel(self.weight):
+                return calls.linear(x, self.weight, self.bias)
             weights, biases = torch.split(self.weight, _PIECE), torch.split(self.bias, _PIECE)
             pieces = zip(weights, biases, strict=True)
             return torch.cat([self._apply_piece(x, w, b) for w, b in pieces], dim=-1)
@@ -94,8 +98,15 @@ def widen(model: PhiForCausalLM) -> PhiForCausalLM:
     return wide.eval()
 
 
+def _has_kernel(weight: Tensor) -> bool:
+    is_served = weight.device.type == "cpu" and calls.serves_linear(weight.dtype, torch.float32)
+    return is_served and build.find_obstacle() is None
+
+
 def _widened(module: nn.Module, scratch: Scratch) -> nn.Module | None:
     """What stands in for a module with weights; None for one without."""
+    if isinstance(module, QuantizedLinear):
+        return module
     if isinstance(module, nn.Linear | WideLinear):
         return WideLinear(module, scratch)  # type: ignore[arg-type]
     if isinstance(module, nn.Embedding | WideEmbedding):

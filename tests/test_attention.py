@@ -56,7 +56,7 @@ def run(name, case):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@pytest.mark.parametrize("backend", ["sdpa", "native", "flex"])
 def test_backend_equals_eager(backend, case):
     torch.testing.assert_close(run(backend, case), run("eager", case), rtol=1e-12, atol=1e-12)
 

@@ -25,7 +25,7 @@ SUFFIXES = (([1, 2], 0), ([3], 1), ([4, 5, 6, 7], 0), ([9, 8], 1))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "native", "flex"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_going_on_from_a_shared_prefix_equals_the_whole_sequence(backend, kv_heads):
     whole_model = make_model(dataclasses.replace(CONFIG, num_key_value_heads=kv_heads)).float()

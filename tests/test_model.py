@@ -92,7 +92,7 @@ def test_a_shrunk_preset_keeps_its_head_shape():
     assert [PRESETS[name].head_dim for name in ("phi-1", "phi-1_5", "phi-2")] == [64, 64, 80]
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "native", "flex"])
 @pytest.mark.parametrize("lengths", [[7, 1, 20, 3], [9, 9, 9]])
 def test_packed_equals_each_sequence_alone(backend, lengths):
     model = make_model(VARIANTS["grouped"])
@@ -136,7 +136,7 @@ def run_in_chunks(model, cached):
     return torch.cat([begin[:4], middle[:1], end, begin[4:], middle[1:]])
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "native", "flex"])
 def test_cached_forward_equals_whole_forward(backend):
     model = make_model(SMALL)
     model.set_attention(backend)

@@ -83,7 +83,7 @@ def test_the_cards_four_modes_are_there():
         "fp16-flash": ("cuda", torch.float16, "flash"),
         "fp16": ("cuda", torch.float16, "sdpa"),
         "fp32": ("cuda", torch.float32, "sdpa"),
-        "fp32-cpu": ("cpu", torch.float32, "sdpa"),
+        "fp32-cpu": ("cpu", torch.float32, "native"),
     }
     assert {n: (m.device, m.dtype, m.attention) for n, m in MODES.items() if n in card} == card
 

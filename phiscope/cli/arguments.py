@@ -17,7 +17,7 @@ POOLING_NAMES = ("mean", "last", "weighted_mean", "max", "first")
 """Those of `phiscope.activations.pooling`, written out so that `--help` needs no torch."""
 MODE_NAMES = (
     *("auto", "fp16-flash", "fp16", "bf16-flash", "bf16", "fp32", "fp16-flex", "fp32-flex"),
-    *("fp32-cpu", "bf16-cpu", "bf16-fp32-cpu"),
+    *("fp32-cpu", "bf16-cpu", "bf16-fp32-cpu", "int8-cpu", "int4-cpu", "int8-fp32-cpu"),
 )
 """Those of `phiscope.runtime`."""
 SMALL_MODEL = 50_000_000

@@ -1,0 +1,132 @@
+"""The kernels as functions of tensors. They check nothing but what would read foreign memory.
+
+Each is for inference: no gradients pass. Tensors lie on the CPU.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phiscope.kernels.build import open_kernels
+
+FEW_ROWS = 16
+"""Rows up to which a product waits for memory and not for arithmetic."""
+_THREAD_BYTES = 2**18
+_LINEAR = {  # weight's dtype, activations' dtype: kernel
+    (torch.float32, torch.float32): "linear_fp32",
+    (torch.bfloat16, torch.float32): "linear_bf16_fp32",
+    (torch.bfloat16, torch.bfloat16): "linear_bf16",
+}
+_SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def serves_linear(weight: torch.dtype, x: torch.dtype | None = None) -> bool:
+    """Whether `linear` takes weights and activations of these dtypes, or all of the one."""
+    return (weight, weight if x is None else x) in _LINEAR
+
+
+def serves_attention(dtype: torch.dtype) -> bool:
+    """Whether `attend` takes this dtype."""
+    return dtype in _SUFFIXES
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (rows, width) times weight (outs, width), with sums in fp32: for few rows."""
+    x = x.contiguous()
+    rows, width = x.shape
+    outs = weight.shape[0]
+    assert weight.shape[1] == width
+    assert weight.is_contiguous()
+    y = x.new_empty(rows, outs)
+    kernel = _function(_LINEAR[weight.dtype, x.dtype], 4, 3)
+    kernel(
+        _at(x), _at(weight), _at(bias), _at(y), rows, width, outs, _threads(weight.nbytes * rows)
+    )
+    return y
+
+
+def linear_int8(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """x (rows, width) fp32 times 8-bit panels (outs / 16, width / 4, 64); see quantized.py."""
+    x = x.contiguous()
+    rows, outs = len(x), len(scales)
+    y = x.new_empty(rows, outs)
+    sizes = (rows, x.shape[1], 4 * weight.shape[1], outs, _threads(weight.nbytes * rows))
+    _function("linear_int8", 5, 4)(_at(x), _at(weight), _at(scales), _at(bias), _at(y), *sizes)
+    return y
+
+
+def linear_int4(
+    x: Tensor, weight: Tensor, multipliers: Tensor, scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """x (rows, width) fp32 times 4-bit panels (outs / 16, width / 8, 64); see quantized.py."""
+    x = x.contiguous()
+    rows, outs = len(x), len(scales)
+    y = x.new_empty(rows, outs)
+    sizes = (rows, x.shape[1], 8 * weight.shape[1], outs, _threads(weight.nbytes * rows))
+    _function("linear_int4", 6, 4)(
+        _at(x), _at(weight), _at(multipliers), _at(scales), _at(bias), _at(y), *sizes
+    )
+    return y
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, sequences: Tensor, *, num_keys: int) -> Tensor:
+    """Causal attention of q (N, heads, dim) to keys and values (..., kv_heads, dim).
+
+    Each row of `sequences` (S, 4) int64 has a sequence's first new token, how many there are, the
+    place of its first key, counted over all axes before the last two, and how many keys there are;
+    `num_keys` is their sum.
+    """
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    _, heads, dim = q.shape
+    assert keys.is_contiguous()
+    assert values.is_contiguous()
+    assert keys.dtype == values.dtype == q.dtype
+    kernel = _function(f"attend_{_SUFFIXES[q.dtype]}", 5, 4)
+    pointers = map(_at, (q, keys, values, out, sequences))
+    kv_heads = keys.shape[-2]
+    threads = _threads(2 * num_keys * kv_heads * dim * keys.itemsize)
+    kernel(*pointers, len(sequences), heads, kv_heads, dim, threads)
+    return out
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh formula, written into x itself."""
+    assert x.is_contiguous()
+    _function(f"gelu_{_SUFFIXES[x.dtype]}", 1, 1)(_at(x), x.numel(), _threads(x.nbytes))
+    return x
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x (N, heads, dim) itself by angles (N, rotary_dim / 2), as `rotary.rotate` would."""
+    tokens, heads, dim = x.shape
+    if x.stride()[1:] != (dim, 1):
+        x = x.contiguous()
+    kernel = _function(f"rotate_{_SUFFIXES[x.dtype]}", 3, 5)
+    sizes = (tokens, x.stride(0), heads, dim, cos.shape[1], _threads(x.nbytes))
+    kernel(_at(x), _at(cos), _at(sin), *sizes)
+    return x
+
+
+def _threads(num_bytes: int) -> int:
+    """As many as torch has, but one for what is done sooner than they would come together."""
+    return torch.get_num_threads() if num_bytes > _THREAD_BYTES else 1
+
+
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+@cache
+def _function(name: str, num_pointers: int, num_sizes: int) -> Callable[..., Any]:
+    """A kernel that takes pointers, sizes, and last the number of threads."""
+    function = getattr(open_kernels(), name)
+    function.restype = None
+    pointers, sizes = [ctypes.c_void_p] * num_pointers, [ctypes.c_long] * num_sizes
+    function.argtypes = [*pointers, *sizes, ctypes.c_int]
+    found: Callable[..., Any] = function
+    return found

@@ -1,0 +1,119 @@
+// Vectors as wide as the machine's registers, written with the compiler's own vector types, so that
+// one text serves AVX-512, AVX2 and the rest. "Lanes" are 32-bit elements of a vector.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int BYTES = 32;
+#else
+constexpr int BYTES = 16;
+#endif
+constexpr int LANES = BYTES / 4;
+
+typedef float floats __attribute__((vector_size(BYTES)));
+typedef int32_t ints __attribute__((vector_size(BYTES)));
+typedef int16_t shorts __attribute__((vector_size(BYTES)));
+typedef uint16_t ushorts __attribute__((vector_size(BYTES)));
+
+#define INLINE inline __attribute__((always_inline))
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+template <class V>
+INLINE V load(const void* from) {
+    V v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class V>
+INLINE void store(void* to, V v) {
+    memcpy(to, &v, sizeof v);
+}
+
+// Keeps a loaded vector in its register, where the compiler would load it again for every use.
+template <class V>
+INLINE void hold([[maybe_unused]] V& v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__AVX2__)
+    asm("" : "+x"(v));
+#endif
+}
+
+INLINE floats spread(float x) { return floats{} + x; }
+
+INLINE ints spread(int32_t x) { return ints{} + x; }
+
+INLINE float sum(floats v) {
+    typedef float quarter __attribute__((vector_size(16)));
+    quarter parts[BYTES / 16];
+    memcpy(parts, &v, sizeof v);
+    for (int i = 1; i < BYTES / 16; i++) parts[0] += parts[i];
+    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+}
+
+// bfloat16 is the upper half of a float.
+INLINE float from_bf16(uint16_t x) {
+    uint32_t bits = uint32_t(x) << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+INLINE uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return 0x7FC0;
+    return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE float read(const float* x) { return *x; }
+INLINE float read(const uint16_t* x) { return from_bf16(*x); }
+INLINE void write(float* y, float x) { *y = x; }
+INLINE void write(uint16_t* y, float x) { *y = to_bf16(x); }
+
+// As many floats as a vector holds.
+INLINE floats load_floats(const float* from) { return load<floats>(from); }
+INLINE floats load_floats(const uint16_t* from) {
+    typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
+    return (floats)(__builtin_convertvector(load<halves>(from), ints) << 16);
+}
+
+INLINE void store_floats(float* to, floats v) { store(to, v); }
+INLINE void store_floats(uint16_t* to, floats v) {
+    for (int i = 0; i < LANES; i++) to[i] = to_bf16(v[i]);
+}
+
+// Memory for one call, on the borders of cache lines.
+template <class T>
+class Scratch {
+  public:
+    explicit Scratch(long count) : data(new (std::align_val_t(64)) T[count]) {}
+    ~Scratch() { operator delete[](data, std::align_val_t(64)); }
+    Scratch(const Scratch&) = delete;
+    T& operator[](long i) { return data[i]; }
+
+  private:
+    T* data;
+};
+
+// The part of `count` things that one of `num_threads` threads does, in multiples of `step`.
+struct Range {
+    long begin, end;
+};
+
+INLINE Range part_of(long count, long step, int thread, int num_threads) {
+    long steps = (count + step - 1) / step;
+    long begin = steps * thread / num_threads * step, end = steps * (thread + 1) / num_threads * step;
+    return {begin, end < count ? end : count};
+}
