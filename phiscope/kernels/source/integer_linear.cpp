@@ -20,6 +20,18 @@ constexpr int FEW = 8;                // rows that are multiplied while the weig
 constexpr int BLOCK = 512;            // rows, and inputs, that are multiplied together otherwise
 constexpr int ROWS = 6, PANELS = 4;   // of a tile then
 
+// x * factor to the nearest, ties to even: adding the constant leaves no bits for the fraction. The
+// product is rounded before it, as in the definition, and so not fused with it.
+__attribute__((optimize("fp-contract=off"), noinline)) void round_all(const float* x, float factor,
+                                                                       int8_t* out, long count) {
+    for (long k = 0; k < count; k++) {
+        float shifted = x[k] * factor + 12582912.0f;
+        int32_t bits;
+        memcpy(&bits, &shifted, 4);
+        out[k] = int8_t(bits);
+    }
+}
+
 // Rows of activations in 8 bits, with what takes the weights' offsets away again.
 struct Rows {
     long count, width;
@@ -52,7 +64,7 @@ struct Rows {
         memcpy(&most, &largest, 4);
         float inverse = most > 0 ? 127.0f / most : 0.0f;
         int8_t* out = &values[r * width];
-        for (long k = 0; k < from_width; k++) out[k] = round(x[k] * inverse);
+        round_all(x, inverse, out, from_width);
         for (long k = from_width; k < width; k++) out[k] = 0;
         scales[r] = most / 127.0f;
         int32_t total = 0;
@@ -63,14 +75,6 @@ struct Rows {
             total += part;
         }
         sums[r] = total;
-    }
-
-    // To the nearest, ties to even: adding this number leaves no bits for the fraction.
-    INLINE int8_t round(float x) {
-        float shifted = x + 12582912.0f;
-        int32_t bits;
-        memcpy(&bits, &shifted, 4);
-        return int8_t(bits);
     }
 };
 

@@ -1,0 +1,66 @@
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from phiscope.errors import UnsupportedError
+from phiscope.kernels import build, calls
+from phiscope.quantized import Int4Linear, Int8Linear
+
+
+def test_the_kernels_run_here():
+    """Where the tests run, none of the plain paths may stand in unnoticed."""
+    assert build.find_obstacle() is None
+
+
+@pytest.mark.parametrize("machine", ["haswell", "x86-64"])
+def test_machines_without_avx512_compute_the_same(machine, tmp_path, monkeypatch):
+    if os.uname().machine != "x86_64":
+        pytest.skip("these are x86 processors")
+    torch.manual_seed(0)
+    x = torch.randn(20, 96)
+    layers = [kind.of(torch.nn.Linear(96, 70)) for kind in (Int8Linear, Int4Linear)]
+    weight = torch.randn(51, 96)
+    wanted = [layer.multiply(x) for layer in layers] + [calls.linear(x[:5], weight, None)]
+    flags = [flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))]
+    path = tmp_path / "kernels.so"
+    build.build(shutil.which("g++"), (*flags, "-O1", f"-march={machine}"), path)
+    library = ctypes.CDLL(str(path))
+    monkeypatch.setattr(calls, "open_kernels", lambda: library)
+    calls._function.cache_clear()
+    try:
+        found = [layer.multiply(x) for layer in layers] + [calls.linear(x[:5], weight, None)]
+    finally:
+        calls._function.cache_clear()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"cannot build the kernels: .*no-such-flag"):
+        build.build("g++", ("--no-such-flag",), tmp_path / "kernels.so")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_kernels_the_same_tokens_come_more_slowly(tmp_path):
+    script = (
+        "import phiscope; phi = phiscope.load('nano', mode='int8-cpu', num_threads=1);"
+        "from phiscope.kernels import build; print(build.find_obstacle());"
+        "print(phi.generate('a list', max_new_tokens=12).token_ids)"
+    )
+    outputs = []
+    for switch in ("", "off"):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PHISCOPE_KERNELS": switch},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outputs.append(done.stdout.splitlines())
+    (obstacle, tokens), (other, same) = outputs
+    assert (obstacle, other) == ("None", "kernels are switched off by PHISCOPE_KERNELS=off")
+    assert tokens == same
