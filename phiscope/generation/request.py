@@ -64,6 +64,7 @@ class Request:
                 num_tokens=len(task.prompt),
                 index=index,
                 task=task,
+                prefix_key=task.prefix_key,
                 num_ids=num_ids,
                 device=device,
                 text=_make_text(task, tokenizer),
@@ -181,6 +182,9 @@ class Request:
             prompt_logprobs=list(self.prompt_logprobs) if self.task.scores_prompt else None,
             states=states,
             labels=label_tokens(self.task, job.token_ids)[:num_rows],
+            num_drafted=job.num_drafted,
+            num_accepted=job.num_accepted,
+            num_reused=max(job.num_reused for job in self.jobs),
         )
 
     def _states(self, job: CompletionJob) -> dict[str, Tensor]:
