@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, Union, cast
 
 import numpy as np
 import torch
@@ -29,12 +29,14 @@ from phiscope.activations.pooling import REDUCERS
 from phiscope.activations.pooling import normalize as unit_rows
 from phiscope.cache import KVCache
 from phiscope.config import PhiConfig
+from phiscope.errors import UnsupportedError
 from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
 from phiscope.extraction.job import Job, run_job
 from phiscope.extraction.options import make_options
 from phiscope.extraction.progress import Progress, Report
+from phiscope.generation.drafting import Drafter
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
@@ -52,6 +54,9 @@ Turns = Sequence[tuple[str, str]]
 """What was asked before, and what was answered."""
 Vectors = Mapping[str, Tensor | NDArray[np.floating[Any]]]
 """A vector (hidden,) for each point."""
+DraftChoice = Union[Literal["prompt-lookup"], "Phi", None]
+"""What guesses the tokens to come."""
+PROMPT_LOOKUP = "prompt-lookup"
 OPTION_NAMES = {field.name for field in fields(GenerationOptions)}
 TOKEN_BUDGET = 2048
 """Tokens in one forward of many texts."""
@@ -108,6 +113,7 @@ class Phi:
         format: str | None = None,
         history: Turns = (),
         points: PointSpec = (),
+        draft: DraftChoice = None,
         progress: bool = False,
         **settings: Any,
     ) -> Any:
@@ -116,16 +122,19 @@ class Phi:
         `settings` are fields of `GenerationOptions` (max_new_tokens, temperature, stop ...) that
         override `options`. `format` wraps the prompt, behind earlier turns in `history`, as one of
         `phiscope.prompts.FORMATS` does, and ends the completion where its answer ends. `points` are
-        captured for every token of prompt and completion. `progress` shows a bar on stderr if it
+        captured for every token of prompt and completion. `draft` guesses tokens that are then
+        checked together: "prompt-lookup", or a smaller `Phi` with the same tokens. It changes the
+        speed and no distribution (docs/generation.md). `progress` shows a bar on stderr if it
         takes more than two seconds. Raises `ContextLengthError` if prompt and new tokens exceed the
         context.
         """
         prompts, is_one = list_texts(prompt)
         asked = [self._ask(p, options, format, history, settings) for p in prompts]
+        drafter = self._select_drafter(draft)
         requests: list[Request] = []
         try:
             for ids, chosen in asked:
-                requests.append(self._submit(ids, chosen, points))
+                requests.append(self._submit(ids, chosen, points, drafter))
         except BaseException:
             for request in requests:
                 request.cancel()
@@ -140,6 +149,7 @@ class Phi:
         *,
         format: str | None = None,
         history: Turns = (),
+        draft: DraftChoice = None,
         **settings: Any,
     ) -> Iterator[str]:
         """Complete one prompt and give its text piece by piece, as `generate` would in the end.
@@ -153,7 +163,7 @@ class Phi:
         ids, chosen = self._ask(prompt, options, format, history, settings)
         if chosen.n != 1:
             raise ValueError(f"a stream tells one completion, got n={chosen.n}; generate them")
-        return _texts(self._submit(ids, chosen, ()))
+        return _texts(self._submit(ids, chosen, (), self._select_drafter(draft)))
 
     def capture(
         self,
@@ -346,12 +356,28 @@ class Phi:
         return self._read_one(text), replace(chosen, stop_rules=rules)
 
     def _submit(
-        self, prompt: Sequence[int] | Tensor, options: GenerationOptions, points: PointSpec
+        self,
+        prompt: Sequence[int] | Tensor,
+        options: GenerationOptions,
+        points: PointSpec,
+        drafter: Drafter | None,
     ) -> Request:
         if not points and not self._edits:
-            return self.engine.submit(prompt, options)
+            return self.engine.submit(prompt, options, drafter=drafter)
         inspect = make_inspection(self.config, points, self._edits, prompt_length=len(prompt))
-        return self.engine.submit(prompt, options, inspect=inspect)
+        return self.engine.submit(prompt, options, inspect=inspect, drafter=drafter)
+
+    def _select_drafter(self, draft: DraftChoice) -> Drafter | None:
+        """The drafter meant; `UnsupportedError` if its tokens are others than this model's."""
+        if draft is None:
+            return None
+        if draft == PROMPT_LOOKUP:
+            return self.engine.prompt_lookup
+        if not isinstance(draft, Phi):
+            raise ValueError(f"no draft {draft!r}; give {PROMPT_LOOKUP!r} or a loaded Phi")
+        if not self.tokenizer.has_tokens_of(draft.tokenizer):
+            raise UnsupportedError("the draft model has other tokens than the model it drafts for")
+        return self.engine.draft_with(draft.model)
 
     def _make_edits(self, edits: Vectors | Sequence[Edit]) -> Sequence[Edit]:
         """Edits that fit this model; `ValueError` names the point of one that does not."""

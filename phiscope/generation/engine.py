@@ -35,9 +35,10 @@ class Engine:
     tokens (the tokenizer's, else all): those after them are never sampled. `make_plan` serves what
     requests inspect. Not for use from several threads at once.
 
-    With `reuses_prefixes` the model is looked at whenever a request starts, and what was computed
-    before a change of its weights is forgotten. Not every change can be seen: after writing to few
-    numbers of a weight through `.data` or numpy, call `forget_prefixes`.
+    With `reuses_prefixes`, which may be set at any time, the model is looked at whenever a request
+    starts, and what was computed before a change of its weights is forgotten. Not every change can
+    be seen: after writing to few numbers of a weight through `.data` or numpy, call
+    `forget_prefixes`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Engine:
         self.prompt_lookup = PromptLookup(self.limits.num_tokens)
         """Drafts from what the text has said before."""
         self._draft_model: DraftModel | None = None
-        self._reuses_prefixes = reuses_prefixes
+        self.reuses_prefixes = reuses_prefixes
         self._state: ModelState | None = None
         """Of the model, as it was when the keys and values in the slots were computed."""
 
@@ -168,7 +169,7 @@ class Engine:
         """Before a job starts: forget what a model computed that is not this one any more."""
         if not self.scheduler.num_waiting or not self.scheduler.num_free_slots:
             return
-        state = read_state(self._runner.model) if self._reuses_prefixes else None
+        state = read_state(self._runner.model) if self.reuses_prefixes else None
         if state is None or not state.equals(self._state):
             self.scheduler.forget_prefixes()
         self._state = state
