@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Union, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,13 +29,13 @@ from phiscope.activations.pooling import REDUCERS
 from phiscope.activations.pooling import normalize as unit_rows
 from phiscope.cache import KVCache
 from phiscope.config import PhiConfig
-from phiscope.errors import UnsupportedError
 from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
 from phiscope.extraction.job import Job, run_job
 from phiscope.extraction.options import make_options
 from phiscope.extraction.progress import Progress, Report
+from phiscope.generation.draft_model import DraftChoice
 from phiscope.generation.drafting import Drafter
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
@@ -54,9 +54,6 @@ Turns = Sequence[tuple[str, str]]
 """What was asked before, and what was answered."""
 Vectors = Mapping[str, Tensor | NDArray[np.floating[Any]]]
 """A vector (hidden,) for each point."""
-DraftChoice = Union[Literal["prompt-lookup"], "Phi", None]
-"""What guesses the tokens to come."""
-PROMPT_LOOKUP = "prompt-lookup"
 OPTION_NAMES = {field.name for field in fields(GenerationOptions)}
 TOKEN_BUDGET = 2048
 """Tokens in one forward of many texts."""
@@ -130,7 +127,7 @@ class Phi:
         """
         prompts, is_one = list_texts(prompt)
         asked = [self._ask(p, options, format, history, settings) for p in prompts]
-        drafter = self._select_drafter(draft)
+        drafter = self.engine.select_drafter(draft)
         requests: list[Request] = []
         try:
             for ids, chosen in asked:
@@ -163,7 +160,7 @@ class Phi:
         ids, chosen = self._ask(prompt, options, format, history, settings)
         if chosen.n != 1:
             raise ValueError(f"a stream tells one completion, got n={chosen.n}; generate them")
-        return _texts(self._submit(ids, chosen, (), self._select_drafter(draft)))
+        return self._submit(ids, chosen, (), self.engine.select_drafter(draft)).texts()
 
     def capture(
         self,
@@ -362,22 +359,10 @@ class Phi:
         points: PointSpec,
         drafter: Drafter | None,
     ) -> Request:
-        if not points and not self._edits:
-            return self.engine.submit(prompt, options, drafter=drafter)
-        inspect = make_inspection(self.config, points, self._edits, prompt_length=len(prompt))
+        inspect = None
+        if points or self._edits:
+            inspect = make_inspection(self.config, points, self._edits, prompt_length=len(prompt))
         return self.engine.submit(prompt, options, inspect=inspect, drafter=drafter)
-
-    def _select_drafter(self, draft: DraftChoice) -> Drafter | None:
-        """The drafter meant; `UnsupportedError` if its tokens are others than this model's."""
-        if draft is None:
-            return None
-        if draft == PROMPT_LOOKUP:
-            return self.engine.prompt_lookup
-        if not isinstance(draft, Phi):
-            raise ValueError(f"no draft {draft!r}; give {PROMPT_LOOKUP!r} or a loaded Phi")
-        if not self.tokenizer.has_tokens_of(draft.tokenizer):
-            raise UnsupportedError("the draft model has other tokens than the model it drafts for")
-        return self.engine.draft_with(draft.model)
 
     def _make_edits(self, edits: Vectors | Sequence[Edit]) -> Sequence[Edit]:
         """Edits that fit this model; `ValueError` names the point of one that does not."""
@@ -406,12 +391,3 @@ def _plan_step(
 ) -> CapturePlan:
     """What the engine calls for each forward; it passes on the inspections made here."""
     return make_step_plan(packed, cast(Any, inspections), logit_rows=logit_rows)
-
-
-def _texts(request: Request) -> Iterator[str]:
-    try:
-        for piece in request.pieces():
-            if piece.text:
-                yield piece.text
-    finally:
-        request.cancel()

@@ -61,7 +61,8 @@ def sampling_options(arguments: Namespace) -> dict[str, Any]:
 
 def draft_setting(arguments: Namespace) -> dict[str, Any]:
     """The draft that `--draft` names; a model is loaded in the mode of the one it drafts for."""
-    from phiscope.api import PROMPT_LOOKUP, load
+    from phiscope.api import load
+    from phiscope.generation.drafting import PROMPT_LOOKUP
 
     if arguments.draft in (None, PROMPT_LOOKUP):
         return {"draft": arguments.draft}

@@ -6,6 +6,7 @@ distribution over, without which a drawn token could not be checked. Steering is
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,21 @@ from phiscope.generation.prefixes import count_shared
 from phiscope.generation.sampling import SamplingState, propose_tokens
 from phiscope.model import PhiForCausalLM, refuse_dropout
 from phiscope.packing import pack_lengths
+from phiscope.tokenizer import Tokenizer
+
+
+class DraftSource(Protocol):
+    """A model with its tokenizer, such as a `Phi`."""
+
+    @property
+    def model(self) -> PhiForCausalLM: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+DraftChoice = Literal["prompt-lookup"] | DraftSource | None
+"""What guesses the tokens to come."""
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phiscope.generation.sampling import Proposal, SamplingState
 
+PROMPT_LOOKUP = "prompt-lookup"
 DRAFT_TOKENS = 4
 """Drafted for each step unless the options say otherwise."""
 _LONGEST, _SHORTEST = 3, 1

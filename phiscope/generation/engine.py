@@ -14,8 +14,8 @@ from torch import Tensor
 from phiscope.errors import NonFiniteError, UnsupportedError
 from phiscope.generation.choice import Choice, Due, choose
 from phiscope.generation.completion import CompletionJob, FinishReason, cut_rows
-from phiscope.generation.draft_model import DraftModel
-from phiscope.generation.drafting import Draft, DraftAsk, Drafter, PromptLookup
+from phiscope.generation.draft_model import DraftChoice, DraftModel
+from phiscope.generation.drafting import PROMPT_LOOKUP, Draft, DraftAsk, Drafter, PromptLookup
 from phiscope.generation.logprobs import TokenLogprob, read_logprobs
 from phiscope.generation.model_state import ModelState, read_state
 from phiscope.generation.options import GenerationOptions
@@ -103,6 +103,18 @@ class Engine:
         for job in request.jobs:
             self.scheduler.add(job)
         return request
+
+    def select_drafter(self, draft: DraftChoice) -> Drafter | None:
+        """The drafter meant by a name or a loaded model; `UnsupportedError` if tokens differ."""
+        if draft is None:
+            return None
+        if isinstance(draft, str):
+            if draft == PROMPT_LOOKUP:
+                return self.prompt_lookup
+            raise ValueError(f"no draft {draft!r}; give {PROMPT_LOOKUP!r} or a loaded Phi")
+        if self.tokenizer is None or not self.tokenizer.has_tokens_of(draft.tokenizer):
+            raise UnsupportedError("the draft model has other tokens than the model it drafts for")
+        return self.draft_with(draft.model)
 
     def draft_with(self, model: PhiForCausalLM) -> DraftModel:
         """A drafter by a smaller model with the same tokens; the last one made is kept.

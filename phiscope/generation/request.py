@@ -131,6 +131,15 @@ class Request:
         finally:
             self.cancel()
 
+    def texts(self) -> Iterator[str]:
+        """The text of the pieces that have some; otherwise as `pieces`."""
+        try:
+            for piece in self.pieces():
+                if piece.text:
+                    yield piece.text
+        finally:
+            self.cancel()
+
     def take_pieces(self) -> list[Piece]:
         """The pieces that are there and not yet read, for a reader that runs the engine itself."""
         pieces = list(self._pieces)
