@@ -7,7 +7,7 @@ trained.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,7 @@ def read_state(model: nn.Module) -> ModelState | None:
     return ModelState(
         parts=tuple(map(weakref.ref, parts)),
         places=tuple((w.data_ptr(), w._version, w.dtype) for w in weights),
-        samples=b"".join(_sample(weight) for weight in weights),
+        samples=_read_samples(weights),
     )
 
 
@@ -70,8 +70,16 @@ def _is_frozen(weight: Tensor) -> bool:
     return not weight.requires_grad and not weight.is_inference() and not weight.is_mkldnn
 
 
-def _sample(weight: Tensor) -> bytes:
-    """Numbers spread over a tensor, bit for bit."""
+def _read_samples(weights: Sequence[Tensor]) -> bytes:
+    """Numbers of every weight, fetched from each device at once."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for weight in weights:
+        found.setdefault(weight.device, []).append(_sample(weight))
+    return b"".join(torch.cat(samples).cpu().numpy().tobytes() for samples in found.values())
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Numbers spread over a tensor, as bytes."""
     flat = weight.detach().flatten()
     step = max(1, len(flat) // _SAMPLES) | 1  # odd: not always of one column
-    return flat[::step].contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    return flat[::step].contiguous().view(torch.uint8)
