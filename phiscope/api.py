@@ -35,6 +35,8 @@ from phiscope.extraction.inputs import Fields, open_source
 from phiscope.extraction.job import Job, run_job
 from phiscope.extraction.options import make_options
 from phiscope.extraction.progress import Progress, Report
+from phiscope.generation.draft_model import DraftChoice
+from phiscope.generation.drafting import Drafter
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
@@ -108,6 +110,7 @@ class Phi:
         format: str | None = None,
         history: Turns = (),
         points: PointSpec = (),
+        draft: DraftChoice = None,
         progress: bool = False,
         **settings: Any,
     ) -> Any:
@@ -116,16 +119,19 @@ class Phi:
         `settings` are fields of `GenerationOptions` (max_new_tokens, temperature, stop ...) that
         override `options`. `format` wraps the prompt, behind earlier turns in `history`, as one of
         `phiscope.prompts.FORMATS` does, and ends the completion where its answer ends. `points` are
-        captured for every token of prompt and completion. `progress` shows a bar on stderr if it
+        captured for every token of prompt and completion. `draft` guesses tokens that are then
+        checked together: "prompt-lookup", or a smaller `Phi` with the same tokens. It changes the
+        speed and no distribution (docs/generation.md). `progress` shows a bar on stderr if it
         takes more than two seconds. Raises `ContextLengthError` if prompt and new tokens exceed the
         context.
         """
         prompts, is_one = list_texts(prompt)
         asked = [self._ask(p, options, format, history, settings) for p in prompts]
+        drafter = self.engine.select_drafter(draft)
         requests: list[Request] = []
         try:
             for ids, chosen in asked:
-                requests.append(self._submit(ids, chosen, points))
+                requests.append(self._submit(ids, chosen, points, drafter))
         except BaseException:
             for request in requests:
                 request.cancel()
@@ -140,6 +146,7 @@ class Phi:
         *,
         format: str | None = None,
         history: Turns = (),
+        draft: DraftChoice = None,
         **settings: Any,
     ) -> Iterator[str]:
         """Complete one prompt and give its text piece by piece, as `generate` would in the end.
@@ -153,7 +160,7 @@ class Phi:
         ids, chosen = self._ask(prompt, options, format, history, settings)
         if chosen.n != 1:
             raise ValueError(f"a stream tells one completion, got n={chosen.n}; generate them")
-        return _texts(self._submit(ids, chosen, ()))
+        return self._submit(ids, chosen, (), self.engine.select_drafter(draft)).texts()
 
     def capture(
         self,
@@ -346,12 +353,16 @@ class Phi:
         return self._read_one(text), replace(chosen, stop_rules=rules)
 
     def _submit(
-        self, prompt: Sequence[int] | Tensor, options: GenerationOptions, points: PointSpec
+        self,
+        prompt: Sequence[int] | Tensor,
+        options: GenerationOptions,
+        points: PointSpec,
+        drafter: Drafter | None,
     ) -> Request:
-        if not points and not self._edits:
-            return self.engine.submit(prompt, options)
-        inspect = make_inspection(self.config, points, self._edits, prompt_length=len(prompt))
-        return self.engine.submit(prompt, options, inspect=inspect)
+        inspect = None
+        if points or self._edits:
+            inspect = make_inspection(self.config, points, self._edits, prompt_length=len(prompt))
+        return self.engine.submit(prompt, options, inspect=inspect, drafter=drafter)
 
     def _make_edits(self, edits: Vectors | Sequence[Edit]) -> Sequence[Edit]:
         """Edits that fit this model; `ValueError` names the point of one that does not."""
@@ -380,12 +391,3 @@ def _plan_step(
 ) -> CapturePlan:
     """What the engine calls for each forward; it passes on the inspections made here."""
     return make_step_plan(packed, cast(Any, inspections), logit_rows=logit_rows)
-
-
-def _texts(request: Request) -> Iterator[str]:
-    try:
-        for piece in request.pieces():
-            if piece.text:
-                yield piece.text
-    finally:
-        request.cancel()

@@ -98,6 +98,10 @@ class Tokenizer:
         """The sha256 of all that decides what this tokenizer does."""
         return hashlib.sha256(f"{self.eos_token}\n{self.backend.to_str()}".encode()).hexdigest()
 
+    def has_tokens_of(self, other: "Tokenizer") -> bool:
+        """Whether each id stands for the same bytes in both, and the same one ends a text."""
+        return (self._bytes_of, self.eos_token_id) == (other._bytes_of, other.eos_token_id)
+
     def save(self, folder: Path | str) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `load_tokenizer` and others read."""
         folder = Path(folder)

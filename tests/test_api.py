@@ -277,6 +277,41 @@ def test_a_format_ends_the_answer_and_history_needs_one(phi):
     assert [label.token_id for label in completion.labels][: len(shown)] == shown
 
 
+@pytest.mark.parametrize("draft", ["prompt-lookup", "model"])
+def test_a_draft_changes_no_text(draft, phi, folder):
+    draft = phiscope.load(folder) if draft == "model" else draft
+    prompt, options = "def f(x):\n    return x\ndef f(", {"max_new_tokens": 30, "draft_tokens": 3}
+    drafted = phi.generate(prompt, draft=draft, **options)
+    assert drafted.text == phi.generate(prompt, max_new_tokens=30).text
+    assert drafted.num_drafted >= drafted.num_accepted > 0
+    assert "".join(phi.stream(prompt, draft=draft, **options)) == drafted.text
+    vector = torch.arange(64.0)
+    with phi.steer({"resid_post.1": vector}):
+        steered = phi.generate(prompt, draft=draft, points="resid_post.2", **options)
+        assert steered.text == phi.generate(prompt, max_new_tokens=30).text != drafted.text
+    assert len(steered.states["resid_post.2"]) == len(steered.labels)
+
+
+def test_a_draft_that_cannot_be_is_refused_by_name(phi, tmp_path):
+    with pytest.raises(ValueError, match="no draft 'lookup'; give 'prompt-lookup' or a loaded Phi"):
+        phi.generate("a", draft="lookup")
+    with pytest.raises(UnsupportedError, match="other tokens"):
+        phi.generate("a", draft=phiscope.load("nano"))
+    with pytest.raises(ValueError, match="needs a draft"):
+        phi.generate("a", draft_tokens=2, max_new_tokens=4)
+
+
+def test_a_text_that_begins_as_one_before_starts_from_it(folder):
+    phi = phiscope.load(folder)
+    first = phi.generate([5, 6, 7, 8], max_new_tokens=4)
+    again = phi.generate([5, 6, 7, 8, 9], max_new_tokens=4)
+    assert (first.num_reused, again.num_reused) == (0, 4)
+    with phi.steer({"resid_post.1": torch.ones(64)}):
+        assert phi.generate([5, 6, 7, 8, 9], max_new_tokens=4).num_reused == 0
+        assert phi.generate([5, 6, 7, 8, 9], max_new_tokens=4).num_reused == 4
+    assert phi.generate([5, 6, 7, 8, 9], max_new_tokens=4).token_ids == again.token_ids
+
+
 def test_model_is_not_changed_by_use(phi, folder):
     fresh = phiscope.load(folder)
     assert torch.equal(phi.model(*pack([[1, 2, 3]])), fresh.model(*pack([[1, 2, 3]])))

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("hidden_states", "checkpoints", "modes", "extraction", "prefix", "transformers")
+NAMES = (
+    "generation",
+    "hidden_states",
+    "checkpoints",
+    "modes",
+    "extraction",
+    "prefix",
+    "transformers",
+)
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 
 

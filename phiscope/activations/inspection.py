@@ -1,11 +1,18 @@
 """Inspection: what one sequence wants read and changed while a forward runs it."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from phiscope.activations.edits import Edit
+import torch
+from torch import Tensor
+
+from phiscope.activations.edits import Ablate, Add, Edit, Knockout, Replace, Scale
 from phiscope.activations.points import Point, PointSpec, resolve_points
 from phiscope.config import PhiConfig
+
+_PLAIN = (Add, Replace, Ablate, Scale, Knockout)
+"""Edits that are no more than their fields; a function may do something else each time."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +23,19 @@ class Inspection:
     edits: tuple[Edit, ...] = ()
     prompt_length: int | None = None
     """Tokens before the completion, for edits of one phase; None: all are prompt."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Equal for equal edits, by their values as they are now; None if nobody can tell."""
+        if any(type(edit) not in _PLAIN for edit in self.edits):
+            return None
+        told = [_describe(edit) for edit in self.edits]
+        return hashlib.sha256(b"".join(told)).hexdigest() if told else ""
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether some edit tells prompt and completion apart."""
+        return any(edit.phase != "all" for edit in self.edits)
 
 
 def make_inspection(
@@ -41,3 +61,20 @@ def make_inspection(
 
 def _is_empty(points: PointSpec) -> bool:
     return isinstance(points, Sequence) and not isinstance(points, str) and not points
+
+
+def _describe(edit: Edit) -> bytes:
+    values = [(field.name, getattr(edit, field.name)) for field in fields(edit)]
+    words = [f"{name}={_words(value)}" for name, value in values]
+    numbers = [_bytes(value) for _, value in values if isinstance(value, Tensor)]
+    told = f"{type(edit).__name__}({', '.join(words)})".encode()
+    return b"".join([told, *numbers])
+
+
+def _words(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _bytes(values: Tensor) -> bytes:
+    flat = values.detach().cpu().flatten().contiguous()
+    return flat.view(torch.uint8).numpy().tobytes()

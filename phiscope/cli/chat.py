@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from phiscope.cli.arguments import add_model_arguments, as_unicode, load_model
 from phiscope.cli.command import Command
 from phiscope.cli.exits import OK, UsageError, usage_errors
-from phiscope.cli.generation import add_sampling_arguments, sampling_options
+from phiscope.cli.generation import add_sampling_arguments, draft_setting, sampling_options
 from phiscope.cli.printing import emit_json, emit_piece, note
 from phiscope.prompts import PromptFormat, make_chat_format
 
@@ -90,6 +90,7 @@ def _run(arguments: Namespace) -> int:
         format = make_chat_format(arguments.user, arguments.name)
     settings = sampling_options(arguments)
     phi = load_model(arguments)
+    settings |= draft_setting(arguments)
     max_new_tokens = settings.pop("max_new_tokens", min(128, _half_context(phi)))
     talk = Talk(phi, format, max_new_tokens, settings)
     if _is_interactive():

@@ -34,6 +34,7 @@ _OPTIONS = (
     ("--frequency-penalty", float, "X", "take X off for each time it has it (default: 0)"),
     ("--seed", natural, "S", "repeat the same samples"),
     ("--n", positive, "N", "completions to sample (default: 1)"),
+    ("--draft-tokens", positive, "N", "tokens to draft for each step, 4 unless given"),
     ("--logprobs", natural, "K", "also give log-probabilities, with the K likeliest tokens"),
 )
 """Flag, type, placeholder, help; the name is the library's, and so is the default."""
@@ -45,6 +46,10 @@ def add_sampling_arguments(parser: ArgumentParser, *, leave_out: Sequence[str] =
     for flag, kind, placeholder, text in _OPTIONS:
         if flag not in leave_out:
             group.add_argument(flag, type=kind, metavar=placeholder, help=text)
+    group.add_argument(
+        "--draft", metavar="NAME",
+        help="guess tokens ahead: prompt-lookup, or a smaller model with the same tokens",
+    )  # fmt: skip
 
 
 def sampling_options(arguments: Namespace) -> dict[str, Any]:
@@ -52,6 +57,16 @@ def sampling_options(arguments: Namespace) -> dict[str, Any]:
     names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in _OPTIONS]
     given = {name: getattr(arguments, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def draft_setting(arguments: Namespace) -> dict[str, Any]:
+    """The draft that `--draft` names; a model is loaded in the mode of the one it drafts for."""
+    from phiscope.api import load
+    from phiscope.generation.drafting import PROMPT_LOOKUP
+
+    if arguments.draft in (None, PROMPT_LOOKUP):
+        return {"draft": arguments.draft}
+    return {"draft": load(arguments.draft, mode=arguments.mode, progress=shows_progress())}
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -82,6 +97,7 @@ def _run(arguments: Namespace) -> int:
     prompt = _read_prompt(arguments.prompt)
     settings = sampling_options(arguments) | {"stop": tuple(arguments.stop), "echo": arguments.echo}
     phi = load_model(arguments)
+    settings |= draft_setting(arguments)
     if _is_plain(arguments):
         _stream(phi, prompt, arguments.format, settings)
         return OK
@@ -175,6 +191,11 @@ def _completion_as_json(phi: "Phi", completion: "Completion") -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
     }
+    if completion.num_drafted:
+        found |= {
+            "num_drafted": completion.num_drafted,
+            "num_accepted": completion.num_accepted,
+        }
     for name in ("prompt_logprobs", "logprobs"):
         scores = getattr(completion, name)
         if scores is not None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from phiscope.generation.drafting import Draft, DraftAsk
 from phiscope.generation.logprobs import TokenLogprob
 from phiscope.generation.sampling import SamplingState
 from phiscope.generation.scheduler import Job
@@ -55,6 +56,12 @@ class Completion:
     attention maps (heads, T, T)."""
     labels: list[TokenLabel]
     """What each row of the states belongs to."""
+    num_drafted: int
+    """Draft tokens that were run."""
+    num_accepted: int
+    """Those of them that are in the completion."""
+    num_reused: int
+    """Tokens of the prompt that were not run, for the cache held them from an earlier request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,10 @@ class CompletionJob(Job):
     rows: Rows = field(default_factory=dict)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    draft: Draft = field(default_factory=Draft)
+    """What the next step checks."""
+    num_drafted: int = 0
+    num_accepted: int = 0
     num_rows: int = 0
     """Tokens after the prompt whose rows are kept."""
     is_closed: bool = False
@@ -115,6 +126,44 @@ class CompletionJob(Job):
     def is_complete(self) -> bool:
         """Whether nothing is left to run."""
         return self.has_ended and not (self.task.keeps_rows and self.num_pending)
+
+    @property
+    def known_ids(self) -> list[int]:
+        """The ids of all known tokens; of a prompt of embeddings only those after it."""
+        return [*(self.task.prompt.ids or ()), *self.token_ids]
+
+    def reusable_ids(self) -> Sequence[int]:
+        """The prompt but its last token, whose logits are needed; () if all of it must run."""
+        if self.prefix_key is None or self.task.runs_whole_prompt:
+            return ()
+        return (self.task.prompt.ids or ())[:-1]
+
+    def shared_ids(self) -> Sequence[int]:
+        """The tokens in its slot, which any other prompt with the same edits may begin with.
+
+        A token of the completion may be one of the prompt there: phases make a difference then.
+        """
+        if self.prefix_key is None or self.prefix_key != self.task.prefix_key:
+            return ()
+        end = min(self.num_cached, self.num_prompt) if self.task.has_phases else self.num_cached
+        return self.known_ids[:end]
+
+    def ask_draft(self) -> DraftAsk | None:
+        """What to ask its drafter for; None if nothing is to be drafted for the next step."""
+        left = self.task.options.max_new_tokens - len(self.token_ids) - 1
+        num_wanted = min(self.task.num_draft_tokens, left)
+        if self.slot is None or self.is_prefilling or self.has_ended or num_wanted < 1:
+            return None
+        return DraftAsk(
+            token_ids=self.known_ids,
+            num_wanted=num_wanted,
+            slot=self.slot,
+            sampling=self.sampling,
+        )
+
+    def propose(self, draft: Draft) -> None:
+        """Let the next step check these tokens."""
+        self.draft, self.num_draft = draft, len(draft.token_ids)
 
     def take(self, token_id: int, logprob: TokenLogprob | None) -> Piece | None:
         """Add the token chosen, decide whether it is the last, and give what is certain by now."""
@@ -161,6 +210,14 @@ class CompletionJob(Job):
             logprobs=self.logprobs[since:],
             finish_reason=self.finish_reason,
         )
+
+
+def cut_rows(name: str, rows: Tensor, span: slice) -> Tensor:
+    """The rows of some of a step's tokens as a copy: (T, ...), of maps (heads, T, K)."""
+    if name.partition(".")[0] not in _MAPS:
+        return rows[span].clone()
+    num_later = rows.shape[1] - span.stop
+    return rows[:, span, : rows.shape[-1] - num_later].clone()
 
 
 def join_rows(name: str, rows: list[Tensor]) -> Tensor:

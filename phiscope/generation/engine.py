@@ -1,7 +1,9 @@
 """Engine: the one decoding loop. Text, streams, servers and evaluation are written on top of it.
 
 Each step is one forward over a packed batch that mixes decodes with chunks of prompts, so requests
-come and go at any time, and what one of them gets does not depend on the others.
+come and go at any time, and what one of them gets does not depend on the others. A decode runs its
+last token, and draft tokens behind it if the request has a draft. What a slot holds stays when its
+request is done, and a prompt that begins with the same tokens, under equal edits, starts from it.
 """
 
 from collections.abc import Sequence
@@ -10,13 +12,16 @@ import torch
 from torch import Tensor
 
 from phiscope.errors import NonFiniteError, UnsupportedError
-from phiscope.generation.completion import CompletionJob
+from phiscope.generation.choice import Choice, Due, choose
+from phiscope.generation.completion import CompletionJob, FinishReason, cut_rows
+from phiscope.generation.draft_model import DraftChoice, DraftModel
+from phiscope.generation.drafting import PROMPT_LOOKUP, Draft, DraftAsk, Drafter, PromptLookup
 from phiscope.generation.logprobs import TokenLogprob, read_logprobs
+from phiscope.generation.model_state import ModelState, read_state
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request
 from phiscope.generation.runner import ChunkOf, ChunkResult, PlanMaker, Runner
-from phiscope.generation.sampling import choose_tokens
-from phiscope.generation.scheduler import Scheduler
+from phiscope.generation.scheduler import Chunk, Scheduler
 from phiscope.generation.task import Inspect, Limits
 from phiscope.model import PhiForCausalLM, refuse_dropout
 from phiscope.tokenizer import Tokenizer
@@ -29,6 +34,11 @@ class Engine:
     limit if None), `token_budget` the most tokens one step runs, and `num_tokens` how many ids are
     tokens (the tokenizer's, else all): those after them are never sampled. `make_plan` serves what
     requests inspect. Not for use from several threads at once.
+
+    With `reuses_prefixes`, which may be set at any time, the model is looked at whenever a request
+    starts, and what was computed before a change of its weights is forgotten. Not every change can
+    be seen: after writing to few numbers of a weight through `.data` or numpy, call
+    `forget_prefixes`.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class Engine:
         token_budget: int = 512,
         num_tokens: int | None = None,
         make_plan: PlanMaker | None = None,
+        reuses_prefixes: bool = True,
     ) -> None:
         if model.lm_head is None:
             raise UnsupportedError("a model loaded with layers= cannot generate; load it whole")
@@ -51,11 +62,18 @@ class Engine:
             num_tokens=_count_ids(model, tokenizer, num_tokens),
             tokenizer=tokenizer,
             makes_plans=make_plan is not None,
+            most_draft_tokens=token_budget // num_slots - 1 if num_slots > 0 else 0,
         )
         self.scheduler: Scheduler[CompletionJob] = Scheduler(num_slots, token_budget)
         self._runner = Runner(
             model, num_slots=num_slots, num_places=self.limits.context, make_plan=make_plan
         )
+        self.prompt_lookup = PromptLookup(self.limits.num_tokens)
+        """Drafts from what the text has said before."""
+        self._draft_model: DraftModel | None = None
+        self.reuses_prefixes = reuses_prefixes
+        self._state: ModelState | None = None
+        """Of the model, as it was when the keys and values in the slots were computed."""
 
     def submit(
         self,
@@ -63,14 +81,18 @@ class Engine:
         options: GenerationOptions | None = None,
         *,
         inspect: Inspect | None = None,
+        drafter: Drafter | None = None,
     ) -> Request:
         """Queue a prompt: token ids, or embeddings (T, hidden).
+
+        The tokens follow the model's distribution whatever `drafter` (`prompt_lookup`, or one of
+        `draft_with`) guesses, and a greedy completion is the same without it.
 
         Everything is checked now: `ContextLengthError` gives both counts, `ValueError` says what
         else cannot be. Nothing runs before `step`, `run`, or the request is read.
         """
         refuse_dropout(self._runner.model)
-        task = self.limits.make_task(prompt, options or GenerationOptions(), inspect)
+        task = self.limits.make_task(prompt, options or GenerationOptions(), inspect, drafter)
         request = Request(
             task,
             self,
@@ -81,6 +103,37 @@ class Engine:
         for job in request.jobs:
             self.scheduler.add(job)
         return request
+
+    def select_drafter(self, draft: DraftChoice) -> Drafter | None:
+        """The drafter meant by a name or a loaded model; `UnsupportedError` if tokens differ."""
+        if draft is None:
+            return None
+        if isinstance(draft, str):
+            if draft == PROMPT_LOOKUP:
+                return self.prompt_lookup
+            raise ValueError(f"no draft {draft!r}; give {PROMPT_LOOKUP!r} or a loaded Phi")
+        if self.tokenizer is None or not self.tokenizer.has_tokens_of(draft.tokenizer):
+            raise UnsupportedError("the draft model has other tokens than the model it drafts for")
+        return self.draft_with(draft.model)
+
+    def draft_with(self, model: PhiForCausalLM) -> DraftModel:
+        """A drafter by a smaller model with the same tokens; the last one made is kept.
+
+        Raises `UnsupportedError` for a model that cannot draft for this one.
+        """
+        if self._draft_model is None or self._draft_model.model is not model:
+            self._draft_model = DraftModel(
+                model,
+                num_slots=self.scheduler.num_slots,
+                num_places=self.limits.context,
+                num_tokens=self.limits.num_tokens,
+                token_budget=self.scheduler.token_budget,
+            )
+        return self._draft_model
+
+    def forget_prefixes(self) -> None:
+        """Let every later prompt be run whole, whatever of it has been run before."""
+        self.scheduler.forget_prefixes()
 
     def run(self) -> None:
         """Run until no request is left."""
@@ -95,30 +148,60 @@ class Engine:
         """
         try:
             self._start()
+            self._draft()
             self._run(self.scheduler.plan())
         except Exception as error:
             for job in self.scheduler.running:
                 self._fail(job, error)
         except BaseException:
             for job in self.scheduler.running:
-                self.cancel(_request(job))
+                self._close(_request(job), "cancelled")
             raise
         return not self.scheduler.is_idle
 
     def cancel(self, request: Request) -> None:
         """End a request at once and free its slots; one that is done stays as it is."""
         if not request.is_done:
-            self.scheduler.drop(request)
+            self.scheduler.drop(request, keeps_prefix=True)
             request.close("cancelled")
 
     def _start(self) -> None:
         """Give free slots to jobs; those whose prompt has run already choose their first token."""
+        self._look_at_model()
         for admission in self.scheduler.admit():
             job = admission.job
             if admission.source is not None and job.slot is not None:
-                self._runner.cache.copy(admission.source, job.slot, job.num_prompt)
+                self._runner.cache.copy(admission.source, job.slot, job.num_cached)
         ready = [job for job in self.scheduler.running if not job.num_pending]
-        self._sample([(job, _prompt_logits(job)) for job in ready])
+        due = [Due(job, _prompt_logits(job)[None]) for job in ready]
+        for job, choices in zip(ready, choose(due, self.limits.num_tokens), strict=True):
+            self._take(job, choices)
+
+    def _look_at_model(self) -> None:
+        """Before a job starts: forget what a model computed that is not this one any more."""
+        if not self.scheduler.num_waiting or not self.scheduler.num_free_slots:
+            return
+        state = read_state(self._runner.model) if self.reuses_prefixes else None
+        if state is None or not state.equals(self._state):
+            self.scheduler.forget_prefixes()
+        self._state = state
+
+    def _draft(self) -> None:
+        """Let each drafter guess for its jobs what the next step then checks."""
+        asks: dict[Drafter, list[tuple[CompletionJob, DraftAsk]]] = {}
+        for job in self.scheduler.running:
+            job.propose(Draft())
+            ask = job.ask_draft()
+            if ask is not None and job.task.drafter is not None:
+                asks.setdefault(job.task.drafter, []).append((job, ask))
+        for drafter, pairs in asks.items():
+            try:
+                drafts = drafter.draft([ask for _, ask in pairs])
+                for (job, _), draft in zip(pairs, drafts, strict=True):
+                    job.propose(draft)
+            except Exception as error:
+                for job, _ in pairs:
+                    self._fail(job, error)
 
     def _run(self, chunks: Sequence[ChunkOf]) -> None:
         """Run chunks and act on the results.
@@ -132,7 +215,7 @@ class Engine:
             results = self._runner.run(chunks)
         except Exception as error:
             if len(chunks) == 1:
-                self._fail(chunks[0].job, error)
+                self._retry_or_fail(chunks[0], error)
             else:
                 for chunk in chunks:
                     self._run([chunk] if chunk.job.slot is not None else [])
@@ -140,34 +223,44 @@ class Engine:
         self._act(results)
 
     def _act(self, results: Sequence[ChunkResult]) -> None:
-        """Keep what came of each chunk and choose the tokens that are due."""
+        """Keep what came of each chunk's known tokens, and choose the tokens that are due."""
         for result in results:
             job = result.chunk.job
             try:
                 if job.slot is not None:
                     self._absorb(result)
             except Exception as error:
-                self._fail(job, error)
-        self._sample(
-            [
-                (result.chunk.job, result.logits[-1])
-                for result in results
-                if not (result.chunk.job.has_ended or result.chunk.job.num_pending)
-            ]
-        )
+                self._retry_or_fail(result.chunk, error)
+        choosing = [
+            result
+            for result in results
+            if not (result.chunk.job.has_ended or result.chunk.job.num_pending)
+        ]
+        due = [Due(result.chunk.job, result.last_logits) for result in choosing]
+        for result, choices in zip(choosing, choose(due, self.limits.num_tokens), strict=True):
+            self._take(result.chunk.job, choices, result)
+
+    def _retry_or_fail(self, chunk: ChunkOf, error: Exception) -> None:
+        """No draft token fails a request that would never have said it: run without them first."""
+        if not chunk.num_draft:
+            self._fail(chunk.job, error)
+            return
+        chunk.job.propose(Draft())
+        self._run([Chunk(chunk.job, chunk.start, chunk.num_known)])
 
     def _absorb(self, result: ChunkResult) -> None:
         chunk, job = result.chunk, result.chunk.job
         request = _request(job)
         if not result.is_finite:
             raise NonFiniteError(
-                f"the logits of tokens up to {chunk.start + chunk.length - 1} have a NaN or an"
+                f"the logits of tokens up to {chunk.start + chunk.num_known - 1} have a NaN or an"
                 " infinity: check weights and edits, and try fp32 if this is fp16"
             )
-        request.keep_rows(job, result.read_rows(), chunk.length)
+        self._keep_rows(result, slice(0, chunk.num_known))
         if job.is_prefilling and job.task.scores_prompt:
             request.prompt_logprobs += self._score_prompt(result)
-        job.num_cached += chunk.length
+        job.num_cached += chunk.num_known
+        job.num_drafted += chunk.num_draft
         if chunk.start < job.num_prompt == job.num_cached:
             self._end_prompt(request, job, result.logits)
         self._retire_if_complete(job)
@@ -191,48 +284,44 @@ class Engine:
         logits, tops = result.logits[: len(targets)], [num_top] * len(targets)
         return first + read_logprobs(logits, targets, tops, self.limits.num_tokens)
 
-    def _sample(self, due: Sequence[tuple[CompletionJob, Tensor]]) -> None:
-        """Choose a token for each job from its logits (V,)."""
-        if not due:
+    def _take(
+        self, job: CompletionJob, choices: Sequence[Choice], result: ChunkResult | None = None
+    ) -> None:
+        """Add the tokens chosen, up to one that ends the completion."""
+        if job.slot is None:
             return
-        jobs = [job for job, _ in due]
-        logits = torch.stack([row for _, row in due])
-        ids, is_possible = choose_tokens(
-            logits, [job.sampling for job in jobs], self.limits.num_tokens
-        )
-        token_ids, flags = torch.stack((ids, is_possible.to(ids))).tolist()  # one wait for a GPU
-        logprobs = self._logprobs(jobs, logits, token_ids)
-        choices = zip(jobs, token_ids, flags, logprobs, strict=True)
-        for job, token_id, possible, logprob in choices:
-            if job.slot is not None:
-                self._take(job, token_id if possible else None, logprob)
-
-    def _take(self, job: CompletionJob, token_id: int | None, logprob: TokenLogprob | None) -> None:
         try:
-            if token_id is None:
-                raise ValueError("bias and penalties leave no token to sample, or overflow")
-            _request(job).tell(job.take(token_id, logprob))
+            num_run = self._tell(job, choices)
+            if result is not None and num_run:
+                self._keep_rows(
+                    result, slice(result.chunk.num_known, result.chunk.num_known + num_run)
+                )
+            job.num_cached += num_run
+            job.num_accepted += num_run
         except Exception as error:
             self._fail(job, error)
         else:
             self._retire_if_complete(job)
 
-    def _logprobs(
-        self, jobs: Sequence[CompletionJob], logits: Tensor, token_ids: list[int]
-    ) -> list[TokenLogprob | None]:
-        tops = [
-            (row, n) for row, job in enumerate(jobs) if (n := job.task.options.logprobs) is not None
-        ]
-        found: list[TokenLogprob | None] = [None] * len(jobs)
-        if tops:
-            rows = [row for row, _ in tops]
-            chosen = [token_ids[row] for row in rows]
-            logprobs = read_logprobs(
-                logits[rows], chosen, [n for _, n in tops], self.limits.num_tokens
-            )
-            for row, logprob in zip(rows, logprobs, strict=True):
-                found[row] = logprob
-        return found
+    def _tell(self, job: CompletionJob, choices: Sequence[Choice]) -> int:
+        """Let the request know, and count the tokens that have been run as draft tokens."""
+        num_run = 0
+        for choice in choices:
+            if choice.token_id is None:
+                raise ValueError("bias and penalties leave no token to sample, or overflow")
+            _request(job).tell(job.take(choice.token_id, choice.logprob))
+            num_run += choice.is_draft
+            if job.has_ended:
+                break
+        return num_run
+
+    def _keep_rows(self, result: ChunkResult, span: slice) -> None:
+        """Keep the rows of some of a chunk's tokens."""
+        rows = result.read_rows()
+        if span.stop - span.start < result.chunk.length:
+            rows = {name: cut_rows(name, x, span) for name, x in rows.items()}
+        job = result.chunk.job
+        _request(job).keep_rows(job, rows, span.stop - span.start)
 
     def _retire_if_complete(self, job: CompletionJob) -> None:
         if job.is_complete:
@@ -240,10 +329,15 @@ class Engine:
             self.scheduler.finish(job)
 
     def _fail(self, job: CompletionJob, error: Exception) -> None:
-        request = _request(job)
+        self._close(_request(job), "error", error)
+
+    def _close(
+        self, request: Request, reason: FinishReason, error: Exception | None = None
+    ) -> None:
+        """End a request and forget what its slots hold, of which nobody knows how good it is."""
         if not request.is_done:
             self.scheduler.drop(request)
-            request.close("error", error)
+            request.close(reason, error)
 
 
 def _request(job: CompletionJob) -> Request:

@@ -50,12 +50,20 @@ class GenerationOptions:
     """Go on after the end token."""
     logprobs: int | None = None
     """How many of the likeliest tokens to list beside each token's own log-probability."""
+    draft_tokens: int | None = None
+    """Tokens drafted for each step, where there is a draft; None: as many as is usual."""
     echo: bool = False
     """Put the prompt's text before the completion's; with `logprobs`, also score the prompt."""
 
     def __post_init__(self) -> None:
         self._freeze()
-        for name, least in (("max_new_tokens", 0), ("n", 1), ("top_k", 1), ("logprobs", 0)):
+        for name, least in (
+            ("max_new_tokens", 0),
+            ("n", 1),
+            ("top_k", 1),
+            ("logprobs", 0),
+            ("draft_tokens", 1),
+        ):
             _check_count(name, getattr(self, name), least)
         for name, low, high in _RANGES:
             _check_number(name, getattr(self, name), low, high)

@@ -64,6 +64,7 @@ class Request:
                 num_tokens=len(task.prompt),
                 index=index,
                 task=task,
+                prefix_key=task.prefix_key,
                 num_ids=num_ids,
                 device=device,
                 text=_make_text(task, tokenizer),
@@ -130,6 +131,15 @@ class Request:
         finally:
             self.cancel()
 
+    def texts(self) -> Iterator[str]:
+        """The text of the pieces that have some; otherwise as `pieces`."""
+        try:
+            for piece in self.pieces():
+                if piece.text:
+                    yield piece.text
+        finally:
+            self.cancel()
+
     def take_pieces(self) -> list[Piece]:
         """The pieces that are there and not yet read, for a reader that runs the engine itself."""
         pieces = list(self._pieces)
@@ -181,6 +191,9 @@ class Request:
             prompt_logprobs=list(self.prompt_logprobs) if self.task.scores_prompt else None,
             states=states,
             labels=label_tokens(self.task, job.token_ids)[:num_rows],
+            num_drafted=job.num_drafted,
+            num_accepted=job.num_accepted,
+            num_reused=max(job.num_reused for job in self.jobs),
         )
 
     def _states(self, job: CompletionJob) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Protocol
 
@@ -43,6 +44,11 @@ class ChunkResult:
     """Whether all of the logits are."""
     read_rows: Callable[[], Mapping[str, Tensor]]
     """Gives the rows of the points it inspects; may refuse them."""
+
+    @property
+    def last_logits(self) -> Tensor:
+        """(1 + k, V): of the last known token and of the draft tokens."""
+        return self.logits[-1 - self.chunk.num_draft :]
 
 
 class Runner:
@@ -139,7 +145,7 @@ def _count_logits(chunk: ChunkOf) -> int:
     if job.task.keeps_logits:
         return chunk.length
     if not job.is_prefilling:
-        return 0 if job.has_ended else 1
+        return 0 if job.has_ended else 1 + chunk.num_draft
     if job.task.scores_prompt:
         return chunk.length
     return 1 if chunk.start + chunk.length == job.num_prompt else 0
@@ -148,7 +154,7 @@ def _count_logits(chunk: ChunkOf) -> int:
 def _ids(chunk: ChunkOf) -> list[int]:
     job, start = chunk.job, chunk.start
     if not job.is_prefilling:
-        return job.token_ids[start - job.num_prompt :]
+        return [*job.token_ids[start - job.num_prompt :], *job.draft.token_ids]
     assert job.task.prompt.ids is not None, "a prompt without embeddings has ids"
     return job.task.prompt.ids[start : start + chunk.length]
 
@@ -158,4 +164,4 @@ def _reader(
 ) -> Callable[[], Mapping[str, Tensor]]:
     if plan is None or not chunk.job.task.keeps_rows:
         return dict
-    return lambda: plan.rows(sequence)
+    return cache(lambda: plan.rows(sequence))

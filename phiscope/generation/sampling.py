@@ -5,10 +5,18 @@ greedy rows take their maximum, and the others go on to temperature, top-k, top-
 draw. Every processor is a pure function of rows, one option per row, and rows never meet: a
 request's tokens do not depend on its neighbours in the batch.
 
+A row may bring a draft token and the distribution q it was drawn from. It is then kept with
+probability min(1, p/q), and what takes its place otherwise is drawn from (p - q)+: together that is
+a draw from p (arXiv:2211.17192). A draft token that was not drawn but is certain needs no rule of
+its own: a draw from p either equals it or not.
+
 Letters: R rows, V vocabulary. Logits are fp32 at least.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,10 +26,33 @@ from phiscope.generation.options import GenerationOptions
 
 _NUCLEUS = 512
 """Ids that top-p looks at before it sorts the whole vocabulary."""
+_PURPOSES = {"tokens": (), "draft": (1,)}
+
+
+class Stream:
+    """Random numbers in [0, 1), the i-th for the i-th token, whoever asks and however often."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._numbers: list[float] = []
+
+    def __getitem__(self, index: int) -> float:
+        while len(self._numbers) <= index:
+            number = torch.rand(1, generator=self._generator, dtype=torch.float64)
+            self._numbers.append(number.item())
+        return self._numbers[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A draft token and the probabilities (V,) it was drawn with."""
+
+    token_id: int
+    probs: Tensor
 
 
 class SamplingState:
-    """What sampling remembers of one completion: its options, random stream and token counts."""
+    """What sampling remembers of one completion: its options, random streams and token counts."""
 
     def __init__(
         self,
@@ -34,7 +65,15 @@ class SamplingState:
         device: torch.device | str = "cpu",
     ) -> None:
         self.options = options
-        self.generator = make_generator(seed, index) if options.temperature else None
+        self.device = torch.device(device)
+        self.num_chosen = 0
+        self.numbers: Stream | None = None
+        """Decide the tokens; None where sampling is greedy."""
+        self.draft_numbers: Stream | None = None
+        """Decide draft tokens, and nothing else."""
+        if options.temperature:
+            self.numbers = Stream(make_generator(seed, index))
+            self.draft_numbers = Stream(make_generator(seed, index, "draft"))
         self.prompt_mask: Tensor | None = None  # (V,) bool
         self.counts: Tensor | None = None  # (V,) int32: how often each id was sampled
         if options.uses_counts:
@@ -45,37 +84,98 @@ class SamplingState:
 
     def add(self, token_id: int) -> None:
         """Count a sampled token."""
+        self.num_chosen += 1
         if self.counts is not None:
             self.counts[token_id] += 1
 
+    def ahead(self, token_ids: Sequence[int]) -> "SamplingState":
+        """The state as it would be after these tokens."""
+        if not token_ids:
+            return self
+        later = copy(self)
+        if self.counts is not None:
+            later.counts = self.counts.clone()
+        for token_id in token_ids:
+            later.add(token_id)
+        return later
 
-def make_generator(seed: int, index: int) -> torch.Generator:
-    """The random stream of completion `index` of a request, unlike that of any other pair.
+
+def make_generator(
+    seed: int, index: int, purpose: Literal["tokens", "draft"] = "tokens"
+) -> torch.Generator:
+    """A random stream of completion `index` of a request, unlike that of any other pair.
 
     It lies on the CPU whatever the device of the model, so that a seed means the same everywhere.
     """
-    mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    entropy = [seed, index, *_PURPOSES[purpose]]
+    mixed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed))
 
 
 def choose_tokens(
-    logits: Tensor, states: Sequence[SamplingState], num_tokens: int
+    logits: Tensor,
+    states: Sequence[SamplingState],
+    num_tokens: int,
+    proposals: Mapping[int, Proposal] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose one of the first `num_tokens` ids for each row of logits (R, V).
 
-    Returns ids (R,) int64, and (R,) bool: whether any token was left to choose, without which the
-    id is 0. Each sampled row takes one number from its state's generator.
+    `proposals` are the draft tokens of some of the sampled rows; whichever id is chosen follows the
+    row's own distribution. Returns ids (R,) int64, and (R,) bool: whether any token was left to
+    choose, without which the id is 0. A sampled row takes its number from its state's stream.
     """
     logits = process(drop_spare_ids(logits, num_tokens), states)
     best, ids = logits.max(dim=-1)
-    drawn = [row for row, state in enumerate(states) if state.generator is not None]
+    drawn = [row for row, state in enumerate(states) if state.numbers is not None]
     if drawn:
-        chosen = [states[row] for row in drawn]
-        rows = torch.tensor(drawn, device=logits.device)
-        likely = keep_likely(logits[rows], chosen)
-        ids[rows] = draw(likely, _take_uniforms(chosen).to(logits.device))
+        probs = _probabilities(logits, states, drawn)
+        numbers = [x[state.num_chosen] for state in states if (x := state.numbers) is not None]
+        uniforms = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+        ids[_index(drawn, logits)] = draw_from(probs, uniforms)
+        for place, row in enumerate(drawn):
+            if proposals and row in proposals:
+                ids[row] = keep_or_replace(probs[place], proposals[row], uniforms[place])
     is_possible = best.isfinite()
     return ids.masked_fill(~is_possible, 0), is_possible
+
+
+def propose_tokens(
+    logits: Tensor, states: Sequence[SamplingState], num_tokens: int
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Draw a draft token for each row of a draft model's logits (R, V).
+
+    Returns ids (R,) and whether any was possible (R,), as `choose_tokens` does, and each row's
+    probabilities (num_tokens,); None where the row is greedy and its id certain.
+    """
+    logits = process(drop_spare_ids(logits, num_tokens), states)
+    best, ids = logits.max(dim=-1)
+    found: list[Tensor | None] = [None] * len(states)
+    drawn = [row for row, state in enumerate(states) if state.draft_numbers is not None]
+    if drawn:
+        probs = _probabilities(logits, states, drawn)
+        numbers = [x[s.num_chosen] for s in states if (x := s.draft_numbers) is not None]
+        uniforms = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+        ids[_index(drawn, logits)] = draw_from(probs, uniforms)
+        for place, row in enumerate(drawn):
+            found[row] = probs[place]
+    is_possible = best.isfinite()
+    return ids.masked_fill(~is_possible, 0), is_possible, found
+
+
+def keep_or_replace(probs: Tensor, proposal: Proposal, uniform: Tensor) -> Tensor:
+    """Keep a draft token with probability min(1, p/q), else draw from (p - q)+; the id ().
+
+    `probs` are p (V,). One number in [0, 1) serves both: where it rejects, what lies above p/q is
+    again as good as any.
+    """
+    p, q = probs.double(), proposal.probs.to(probs.device).double()
+    kept = p[proposal.token_id] / q[proposal.token_id]
+    if bool(uniform < kept):
+        return torch.tensor(proposal.token_id, device=probs.device)
+    rest = (p - q).clamp_min(0)
+    if not bool(rest.any()):  # p = q up to rounding
+        rest = p
+    return draw_from(rest[None], ((uniform - kept) / (1 - kept))[None])[0]
 
 
 def process(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -148,8 +248,13 @@ def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The id (R,) at which each row's cumulative probability passes its number in [0, 1)."""
-    reached = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    """The id (R,) that each row's number in [0, 1) falls on, by the probabilities of logits."""
+    return draw_from(logits.softmax(dim=-1), uniforms)
+
+
+def draw_from(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The id (R,) at which the sum of weights (R, V) passes each row's share in [0, 1) of it."""
+    reached = weights.cumsum(dim=-1, dtype=torch.float64)
     total = reached[:, -1:]
     target = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(reached, target, right=True)[:, 0]
@@ -236,9 +341,10 @@ def _stack_counts(states: Sequence[SamplingState]) -> tuple[Tensor, Tensor]:
     return torch.stack(counts), torch.stack(masks)  # each (R, V)
 
 
-def _take_uniforms(states: Sequence[SamplingState]) -> Tensor:
-    numbers = [torch.rand(1, generator=state.generator, dtype=torch.float64) for state in states]
-    return torch.cat(numbers)
+def _probabilities(logits: Tensor, states: Sequence[SamplingState], rows: Sequence[int]) -> Tensor:
+    """What these rows of processed logits are drawn from: (rows, V)."""
+    some = logits[_index(rows, logits)]
+    return keep_likely(some, [states[row] for row in rows]).softmax(dim=-1)
 
 
 def _column(name: str, states: Sequence[SamplingState], logits: Tensor) -> Tensor:
@@ -246,5 +352,5 @@ def _column(name: str, states: Sequence[SamplingState], logits: Tensor) -> Tenso
     return logits.new_tensor([[getattr(state.options, name)] for state in states])
 
 
-def _index(values: list[int], like: Tensor) -> Tensor:
+def _index(values: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=like.device)

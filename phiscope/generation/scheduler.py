@@ -3,13 +3,16 @@
 Pure bookkeeping without tensors. A job is one completion on its way. Jobs wait in order of arrival
 for a free slot; a running job has tokens that are known and not yet in the cache, the rest of its
 prompt or the token it chose last. Jobs of one family share a prompt: the first runs it, and the
-others start from its slot.
+others start from its slot. The first itself starts from what another slot holds of its prompt: one
+that is in use, or a free one that has not been needed since.
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from phiscope.generation.prefixes import Prefix, Prefixes, find_longest
 
 
 @dataclass(eq=False, kw_only=True)
@@ -23,8 +26,14 @@ class Job:
     """Known tokens: the prompt's and those chosen."""
     num_cached: int = 0
     """How many of them the cache holds."""
+    num_draft: int = 0
+    """Tokens that may come after the known ones, to be run with them in the next step."""
     slot: int | None = None
     """None while it waits and when it has ended."""
+    prefix_key: Hashable = None
+    """Of equal keys, tokens have equal keys and values; None: like nobody else's."""
+    num_reused: int = 0
+    """Tokens of its prompt that lay in the cache already."""
 
     @property
     def num_pending(self) -> int:
@@ -33,6 +42,14 @@ class Job:
     @property
     def is_prefilling(self) -> bool:
         return self.num_cached < self.num_prompt
+
+    def reusable_ids(self) -> Sequence[int]:
+        """The tokens of its prompt that need not be run if they lie in the cache already."""
+        return ()
+
+    def shared_ids(self) -> Sequence[int]:
+        """The tokens in its slot, as far as others may have them."""
+        return ()
 
 
 J = TypeVar("J", bound=Job)
@@ -44,7 +61,7 @@ class Admission(Generic[J]):
 
     job: J
     source: int | None = None
-    """Slot from which its prompt is to be copied; None: there is nothing to copy."""
+    """Slot from which its cached tokens are to be copied; None: there is nothing to copy."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,12 @@ class Chunk(Generic[J]):
     job: J
     start: int
     length: int
+    num_draft: int = 0
+    """How many of them, at the end, are draft tokens."""
+
+    @property
+    def num_known(self) -> int:
+        return self.length - self.num_draft
 
 
 class Scheduler(Generic[J]):
@@ -73,7 +96,7 @@ class Scheduler(Generic[J]):
             )
         self.num_slots = num_slots
         self.token_budget = token_budget
-        self._free = list(reversed(range(num_slots)))
+        self._free = Prefixes(num_slots)
         self._waiting: deque[J] = deque()
         self._running: list[J] = []
 
@@ -121,8 +144,11 @@ class Scheduler(Generic[J]):
         """Say what the next step runs: every decode, then prompts in order of admission."""
         pending = [job for job in self._running if job.num_pending]
         decodes = [job for job in pending if not job.is_prefilling]
-        chunks = [Chunk(job, job.num_cached, job.num_pending) for job in decodes]
-        budget = self.token_budget - len(decodes)
+        chunks = [
+            Chunk(job, job.num_cached, job.num_pending + job.num_draft, job.num_draft)
+            for job in decodes
+        ]
+        budget = self.token_budget - sum(chunk.length for chunk in chunks)
         for job in pending:
             if job.is_prefilling and budget > 0:
                 length = min(job.num_pending, budget)
@@ -141,26 +167,53 @@ class Scheduler(Generic[J]):
         assert slot is not None, "a running job has a slot"
         heir = next((other for other in self._waiting if other.family == job.family), None)
         if heir is None or job.is_prefilling:
-            self._free.append(slot)
+            self._free.add(Prefix(slot, job.prefix_key, job.shared_ids()))
             return None
         self._waiting.remove(heir)
         heir.slot, heir.num_cached = slot, heir.num_prompt
+        heir.prefix_key = job.prefix_key
         self._running.append(heir)
         return heir
 
-    def drop(self, family: Hashable) -> None:
-        """Forget all jobs of a family, waiting or running, and free their slots."""
+    def drop(self, family: Hashable, *, keeps_prefix: bool = False) -> None:
+        """Forget all jobs of a family, waiting or running, and free their slots.
+
+        What the slots hold is kept for others only if it is known to be sound.
+        """
         self._waiting = deque(job for job in self._waiting if job.family != family)
         for job in [job for job in self._running if job.family == family]:
             self._running.remove(job)
             assert job.slot is not None, "a running job has a slot"
-            self._free.append(job.slot)
+            ids = job.shared_ids() if keeps_prefix else ()
+            self._free.add(Prefix(job.slot, job.prefix_key, ids))
             job.slot = None
 
+    def forget_prefixes(self) -> None:
+        """Let no later job start from what any slot holds by now."""
+        self._free.forget()
+        for job in self._running:
+            job.prefix_key = None
+
     def _start(self, job: J, leader: J) -> Admission[J]:
-        source = None if leader is job else leader.slot
-        job.slot = self._free.pop()
+        if leader is not job:
+            slot, _ = self._free.take(None)
+            job.prefix_key = leader.prefix_key
+            return self._run(job, slot, leader.slot, job.num_prompt)
+        match = find_longest(self._shared(), job.prefix_key, job.reusable_ids())
+        slot, source = self._free.take(match)
+        job.num_reused = match.length if match else 0
+        return self._run(job, slot, source, job.num_reused)
+
+    def _shared(self) -> list[Prefix]:
+        """What lies in the slots, free or in use."""
+        running = [
+            Prefix(job.slot, job.prefix_key, job.shared_ids())
+            for job in self._running
+            if job.slot is not None
+        ]
+        return [*self._free.held, *running]
+
+    def _run(self, job: J, slot: int, source: int | None, num_cached: int) -> Admission[J]:
+        job.slot, job.num_cached = slot, num_cached
         self._running.append(job)
-        if source is not None:
-            job.num_cached = job.num_prompt
         return Admission(job, source)

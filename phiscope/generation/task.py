@@ -9,6 +9,7 @@ from torch import Tensor
 
 from phiscope.config import PhiConfig
 from phiscope.errors import ContextLengthError
+from phiscope.generation.drafting import DRAFT_TOKENS, Drafter
 from phiscope.generation.options import GenerationOptions
 from phiscope.packing import read_tokens
 from phiscope.tokenizer import Tokenizer
@@ -27,6 +28,14 @@ class Inspect(Protocol):
     @property
     def prompt_length(self) -> int | None:
         """Tokens of the prompt, which divide the phases."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of equal fingerprints, edits change the same tokens in the same way; None: unknown."""
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether some edit tells prompt and completion apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,34 @@ class Task:
     stop_ids: frozenset[int]
     seed: int
     inspect: Inspect | None
+    drafter: Drafter | None = None
+    fingerprint: str | None = None
+    """Of the edits, as they were when the request was made; None: unknown."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """How many tokens to draft for a step."""
+        return (self.options.draft_tokens or DRAFT_TOKENS) if self.drafter else 0
+
+    @property
+    def prefix_key(self) -> str | None:
+        """Of equal keys, one model gives equal tokens equal keys and values; None: unknown.
+
+        Edits that have changed since are another's.
+        """
+        if self.prompt.ids is None or read_fingerprint(self.inspect) != self.fingerprint:
+            return None
+        return self.fingerprint
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether the completion's tokens are changed otherwise than the prompt's."""
+        return self.inspect is not None and self.inspect.has_phases
+
+    @property
+    def runs_whole_prompt(self) -> bool:
+        """Whether something of every token of the prompt is wanted."""
+        return self.keeps_rows or self.scores_prompt
 
     @property
     def keeps_rows(self) -> bool:
@@ -66,6 +103,11 @@ class Task:
         return self.options.echo and self.options.logprobs is not None
 
 
+def read_fingerprint(inspect: Inspect | None) -> str | None:
+    """The fingerprint of the edits as they are; "" where there are none."""
+    return "" if inspect is None else inspect.fingerprint
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What an engine can serve, and the checks of a request against it."""
@@ -76,13 +118,19 @@ class Limits:
     """Ids from here on are spare: allowed in a prompt, never sampled."""
     tokenizer: Tokenizer | None
     makes_plans: bool
+    most_draft_tokens: int = 0
+    """Of each completion in one step."""
 
     @property
     def eos_token_id(self) -> int:
         return (self.tokenizer or self.config).eos_token_id
 
     def make_task(
-        self, prompt: Sequence[int] | Tensor, options: GenerationOptions, inspect: Inspect | None
+        self,
+        prompt: Sequence[int] | Tensor,
+        options: GenerationOptions,
+        inspect: Inspect | None,
+        drafter: Drafter | None = None,
     ) -> Task:
         """Check a request; `ValueError` (of a length `ContextLengthError`) says what is wrong."""
         checked = self._read_prompt(prompt)
@@ -90,6 +138,7 @@ class Limits:
         self._check_ids(options)
         self._check_text(checked, options)
         self._check_inspect(len(checked), inspect)
+        self._check_draft(checked, options, drafter)
         seed = random.SystemRandom().getrandbits(62) if options.seed is None else options.seed
         return Task(
             prompt=checked,
@@ -97,6 +146,8 @@ class Limits:
             stop_ids=self._stop_ids(options),
             seed=seed,
             inspect=inspect,
+            drafter=drafter,
+            fingerprint=read_fingerprint(inspect),
         )
 
     def _read_prompt(self, prompt: Sequence[int] | Tensor) -> Prompt:
@@ -148,6 +199,22 @@ class Limits:
             raise ValueError(
                 f"the inspection is for a prompt of {inspect.prompt_length} tokens,"
                 f" and this one has {num_prompt}"
+            )
+
+    def _check_draft(
+        self, prompt: Prompt, options: GenerationOptions, drafter: Drafter | None
+    ) -> None:
+        if drafter is None:
+            if options.draft_tokens is not None:
+                raise ValueError(f"draft_tokens={options.draft_tokens} needs a draft to take from")
+            return
+        if prompt.ids is None:
+            raise ValueError("a prompt of embeddings has no tokens to draft from")
+        num_tokens = options.draft_tokens or DRAFT_TOKENS
+        if num_tokens > self.most_draft_tokens:
+            raise ValueError(
+                f"draft_tokens must be at most {self.most_draft_tokens}, got {num_tokens}: a step"
+                " has to have room for those of every slot"
             )
 
     def _stop_ids(self, options: GenerationOptions) -> frozenset[int]:

@@ -1,4 +1,6 @@
 import json
+import math
+from string import ascii_lowercase
 
 import pytest
 
@@ -24,6 +26,30 @@ def test_an_answer_is_the_completion_of_the_whole_talk(talk, phi):
     stop = make_chat_format().stop
     assert second == phi.generate(prompt, stop=stop, max_new_tokens=8).text
     assert talk.turns == [("Hi", first), ("And?", second)]
+
+
+def test_a_second_turn_runs_only_its_new_tokens(folder, monkeypatch):
+    phi = phiscope.load(folder, mode="fp32-cpu")
+    banned = {i: -math.inf for i in range(257) if chr(i) not in ascii_lowercase}
+    words = {"logit_bias": {**banned, 32: 1e3}, "presence_penalty": 2e3}  # a space, then letters
+    talk = Talk(phi, make_chat_format(), max_new_tokens=8, settings=words)
+    runner = phi.engine._runner
+    run, lengths = runner.run, []
+
+    def count(chunks):
+        lengths.append(sum(chunk.length for chunk in chunks if chunk.job.is_prefilling))
+        return run(chunks)
+
+    monkeypatch.setattr(runner, "run", count)
+    prompts = []
+    for question in ("Hi", "And what is this?"):
+        prompts.append(phi.tokenizer.encode(talk.format.render(question, talk.turns)))
+        for _ in talk.ask(question):
+            pass
+    first, second = prompts
+    assert second[: len(first)] == first
+    # all of the first turn lies in the cache but for the last token of its answer
+    assert [n for n in lengths if n] == [len(first), len(second) - len(first) - 7]
 
 
 def test_an_answer_left_early_is_kept_as_far_as_it_was_read(talk):

@@ -32,7 +32,8 @@ def test_json_has_what_the_library_knows(run_model, phi):
     assert code == 0
     assert found["token_ids"] == wanted.token_ids
     assert found["finish_reason"] == "length"
-    assert [x["logprob"] for x in found["logprobs"]] == [x.logprob for x in wanted.logprobs]
+    logprobs = [x.logprob for x in wanted.logprobs]
+    assert [x["logprob"] for x in found["logprobs"]] == pytest.approx(logprobs, abs=1e-5)
     assert [len(x["top"]) for x in found["logprobs"]] == [2] * 4
 
 
@@ -117,3 +118,25 @@ def test_every_option_of_the_library_can_be_given_or_is_known_to_be_left_out():
     left_out = {"logit_bias", "stop_token_ids", "stop_rules", "ignore_eos"}
     fields = set(phiscope.GenerationOptions.__dataclass_fields__)
     assert fields == flags | {"stop", "echo"} | left_out
+
+
+@pytest.mark.parametrize("draft", ["prompt-lookup", "folder"])
+def test_a_draft_changes_no_text_and_json_counts_it(draft, run_model, folder):
+    words = ("generate", "abcabcabc", "--max-new-tokens", 20)
+    _, plain, _ = run_model(*words)
+    drafted = (*words, "--draft", folder if draft == "folder" else draft, "--draft-tokens", 3)
+    assert run_model(*drafted) == (0, plain, "")
+    _, out, _ = run_model(*drafted, "--json")
+    (found,) = json.loads(out)["completions"]
+    assert found["num_drafted"] >= found["num_accepted"] > 0
+    assert found["text"] + "\n" == plain
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--draft-tokens", 3), "needs a draft"), (("--draft", "nano"), "other tokens")],
+)
+def test_a_draft_that_cannot_be_is_refused(words, message, run_model):
+    code, out, err = run_model("generate", "hi", "--max-new-tokens", 4, *words)
+    assert (code != 0, out) == (True, "")
+    assert message in err

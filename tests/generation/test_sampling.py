@@ -6,7 +6,7 @@ import torch
 
 from phiscope.generation import sampling
 from phiscope.generation.options import GenerationOptions
-from phiscope.generation.sampling import SamplingState, choose_tokens, make_generator
+from phiscope.generation.sampling import Proposal, SamplingState, choose_tokens, make_generator
 
 V = 40
 PROMPT = (1, 5, 5, 9)
@@ -137,6 +137,43 @@ def test_draw_follows_the_probabilities():
     ids = sampling.draw(probs.log().expand(len(uniforms), -1), uniforms)
     counts = ids.bincount(minlength=4) / len(uniforms)
     torch.testing.assert_close(counts, probs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rule", ["kept or replaced", "always kept", "replaced from p"])
+def test_a_draft_token_kept_or_replaced_is_a_draw_from_the_model(rule):
+    """Summed over all draft tokens and all numbers, by quadrature; two wrong rules are seen."""
+    p = torch.tensor([0.4, 0.05, 0.25, 0.3, 0.0], dtype=torch.float64)
+    q = torch.tensor([0.1, 0.5, 0.25, 0.1, 0.05], dtype=torch.float64)
+    size = 400
+    found = torch.zeros(5, dtype=torch.float64)
+    for token_id, uniform in itertools.product(range(5), (torch.arange(size) + 0.5) / size):
+        kept = sampling.keep_or_replace(p, Proposal(token_id, q), uniform.double())
+        wrong = torch.tensor(token_id) if rule == "always kept" else kept
+        if rule == "replaced from p" and kept != token_id:
+            wrong = sampling.draw_from(p[None], uniform.double()[None])[0]
+        found[wrong] += q[token_id] / size
+    error = float((found - p).abs().max())
+    assert (error < 3e-3) == (rule == "kept or replaced")
+
+
+def test_a_draft_drawn_from_the_very_distribution_is_always_kept():
+    p = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    for uniform in torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64):
+        assert sampling.keep_or_replace(p, Proposal(0, p), uniform) == 0
+        assert sampling.keep_or_replace(p, Proposal(0, p * (1 + 1e-15)), uniform) in (0, 1)
+
+
+def test_a_state_ahead_counts_the_tokens_and_leaves_the_state_as_it_is(logits):
+    state = make_state(temperature=1.0, frequency_penalty=1.0)
+    before = state.counts.clone()
+    ahead = state.ahead([3, 3])
+    assert (ahead.counts - state.counts)[3] == 2
+    assert torch.equal(state.counts, before)
+    state.add(3)
+    state.add(3)
+    for one in (ahead, state):
+        again, _ = choose_tokens(logits[:1], [one], V)
+        assert again.tolist() == choose_tokens(logits[:1], [state], V)[0].tolist()
 
 
 def test_draw_at_the_edges_takes_possible_ids():
