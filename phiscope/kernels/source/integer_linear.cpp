@@ -17,8 +17,10 @@ constexpr int PANEL = 4 * OUTS;       // bytes of a panel for 4 inputs
 constexpr int PARTS = PANEL / BYTES;  // vectors they fill
 constexpr int GROUP = 32;             // inputs with a common multiplier
 constexpr int FEW = 8;                // rows that are multiplied while the weights come from memory
-constexpr int BLOCK = 512;            // rows, and inputs, that are multiplied together otherwise
-constexpr int ROWS = 6, PANELS = 4;   // of a tile then
+constexpr int MOST_FEW = 2 * FEW;
+constexpr int ROWS = 6, PANELS = 4;   // of a tile otherwise
+constexpr int BLOCK = 504;            // rows that panels are multiplied with, tile after tile
+constexpr int DEPTH = 2560;           // inputs of theirs that stay in the cache meanwhile
 
 // x * factor to the nearest, ties to even: adding the constant leaves no bits for the fraction. The
 // product is rounded before it, as in the definition, and so not fused with it.
@@ -41,8 +43,8 @@ struct Rows {
     Scratch<float> scales;
 
     Rows(const float* x, long rows, long from_width, long width, [[maybe_unused]] int threads)
-        : count(rows), width(width), values((rows + FEW) * width), group_sums((rows + FEW) * (width / GROUP)),
-          sums(rows + FEW), scales(rows) {
+        : count(rows), width(width), values((rows + FEW) * width),
+          group_sums((rows <= MOST_FEW ? rows + FEW : 0) * (width / GROUP)), sums(rows + FEW), scales(rows) {
 #pragma omp parallel for num_threads(threads) if (rows > 4)
         for (long r = 0; r < rows; r++) round_row(x + r * from_width, r, from_width);
     }
@@ -51,30 +53,38 @@ struct Rows {
     const int32_t* groups(long r) { return &group_sums[r * (width / GROUP)]; }
 
   private:
-    // An infinity or NaN in a row makes its scale one, and so all results of that row.
     void round_row(const float* x, long r, long from_width) {
-        uint32_t largest = 0;
-        for (long k = 0; k < from_width; k++) {
+        float most = largest(x, from_width);
+        int8_t* out = &values[r * width];
+        round_all(x, most > 0 ? 127.0f / most : 0.0f, out, from_width);
+        memset(out + from_width, 0, width - from_width);
+        scales[r] = most / 127.0f;
+        int32_t total = 0;
+        for (long k = 0; k < width; k++) total += out[k];
+        sums[r] = total;
+        if (count <= MOST_FEW) sum_groups(out, &group_sums[r * (width / GROUP)]);
+    }
+
+    // An infinity or NaN is larger than all numbers, and makes the scale and so the results one.
+    float largest(const float* x, long count) {
+        uint32_t most = 0;
+        for (long k = 0; k < count; k++) {
             uint32_t bits;
             memcpy(&bits, x + k, 4);
             bits &= 0x7FFFFFFF;
-            largest = bits > largest ? bits : largest;
+            most = bits > most ? bits : most;
         }
-        float most;
-        memcpy(&most, &largest, 4);
-        float inverse = most > 0 ? 127.0f / most : 0.0f;
-        int8_t* out = &values[r * width];
-        round_all(x, inverse, out, from_width);
-        for (long k = from_width; k < width; k++) out[k] = 0;
-        scales[r] = most / 127.0f;
-        int32_t total = 0;
+        float value;
+        memcpy(&value, &most, 4);
+        return value;
+    }
+
+    void sum_groups(const int8_t* x, int32_t* out) {
         for (long g = 0; g < width / GROUP; g++) {
             int32_t part = 0;
-            for (int i = 0; i < GROUP; i++) part += out[g * GROUP + i];
-            group_sums[r * (width / GROUP) + g] = part;
-            total += part;
+            for (int i = 0; i < GROUP; i++) part += x[g * GROUP + i];
+            out[g] = part;
         }
-        sums[r] = total;
     }
 };
 
@@ -96,6 +106,17 @@ struct Results {
         for (int i = 0; o + i < outs; i++)
             y[r * outs + o + i] = scaled[i] * scales[o + i] + (bias ? bias[o + i] : 0);
     }
+
+    // Whole numbers on their way, in the place of results.
+    INLINE void keep(ints total, long r, long o) const { memcpy(y + r * outs + o, &total, room(o)); }
+
+    INLINE ints get(long r, long o) const {
+        ints total{};
+        memcpy(&total, y + r * outs + o, room(o));
+        return total;
+    }
+
+    INLINE size_t room(long o) const { return o + LANES <= outs ? BYTES : o < outs ? 4 * (outs - o) : 0; }
 };
 
 struct Int8 {
@@ -226,14 +247,10 @@ void multiply_part(Rows& x, const W& w, const Results& results, long r, Range pa
     }
 }
 
-// One tile of a block: R rows times PANELS panels over `count` inputs, added to `totals`.
+// One tile: R rows times PANELS panels over `count` inputs, added to `sums`.
 template <int R>
 INLINE void multiply_tile(const int8_t* a, long width, const uint8_t* b, long stride, long count,
-                          int32_t* totals) {
-    ints sums[R][PANELS * PARTS];
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < PANELS * PARTS; j++)
-            sums[i][j] = load<ints>(totals + i * PANELS * OUTS + j * LANES);
+                          ints (&sums)[R][PANELS * PARTS]) {
     for (long k = 0; k < count; k += 4) {
         ints w[PANELS * PARTS];
         for (int j = 0; j < PANELS * PARTS; j++)
@@ -245,40 +262,50 @@ INLINE void multiply_tile(const int8_t* a, long width, const uint8_t* b, long st
                 sums[i][j] = add_byte_products(sums[i][j], w[j], four);
         }
     }
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < PANELS * PARTS; j++)
-            store(totals + i * PANELS * OUTS + j * LANES, sums[i][j]);
 }
 
-// Up to BLOCK rows times PANELS panels, in blocks of inputs that stay in the nearest cache.
-template <class W>
-void multiply_block(Rows& x, const W& w, const Results& results, long r, long rows, long p,
-                    int32_t* totals, uint8_t* room) {
-    for (long i = 0; i < rows; i++)
-        for (int j = 0; j < PANELS * OUTS; j++) totals[i * PANELS * OUTS + j] = -128 * x.sums[r + i];
-    for (long k = 0; k < x.width; k += BLOCK) {
-        long count = x.width - k < BLOCK ? x.width - k : BLOCK, stride;
-        const uint8_t* b = w.expand(p, k, count, room, &stride);
-        long i = 0;
-        for (; i + ROWS <= rows; i += ROWS)
-            multiply_tile<ROWS>(x.row(r + i) + k, x.width, b, stride, count, totals + i * PANELS * OUTS);
-        for (; i < rows; i++)
-            multiply_tile<1>(x.row(r + i) + k, x.width, b, stride, count, totals + i * PANELS * OUTS);
+// Rows from `r` on times panels from `p` on, over inputs from `k` on: blocks that stay in the cache.
+// Until all inputs were added the whole numbers lie where the results will be.
+struct Block {
+    Rows& x;
+    const Results& results;
+    long r, rows, k, depth;
+
+    template <class W>
+    void multiply(const W& w, long p, uint8_t* room) {
+        long stride, i = 0;
+        const uint8_t* b = w.expand(p, k, depth, room, &stride);
+        for (; i + ROWS <= rows; i += ROWS) multiply_rows<ROWS>(b, stride, r + i, p);
+        for (; i < rows; i++) multiply_rows<1>(b, stride, r + i, p);
     }
-    for (long i = 0; i < rows; i++)
-        for (int j = 0; j < PANELS * PARTS; j++)
-            results.put(load<ints>(totals + i * PANELS * OUTS + j * LANES), x.scales[r + i], r + i,
-                        p * OUTS + j * LANES);
-}
+
+  private:
+    template <int R>
+    INLINE void multiply_rows(const uint8_t* b, long stride, long from, long p) {
+        ints sums[R][PANELS * PARTS];
+        for (int n = 0; n < R; n++)
+            for (int j = 0; j < PANELS * PARTS; j++)
+                sums[n][j] = k ? results.get(from + n, p * OUTS + j * LANES)
+                               : spread(-128 * x.sums[from + n]);
+        multiply_tile<R>(x.row(from) + k, x.width, b, stride, depth, sums);
+        for (int n = 0; n < R; n++)
+            for (int j = 0; j < PANELS * PARTS; j++)
+                if (k + depth < x.width)
+                    results.keep(sums[n][j], from + n, p * OUTS + j * LANES);
+                else
+                    results.put(sums[n][j], x.scales[from + n], from + n, p * OUTS + j * LANES);
+    }
+};
 
 template <class W>
 void multiply_many(Rows& x, const W& w, const Results& results, Range panels) {
-    Scratch<int32_t> totals(BLOCK * PANELS * OUTS);
-    Scratch<uint8_t> room(BLOCK * PANELS * OUTS);
-    for (long p = panels.begin; p < panels.end; p += PANELS)
-        for (long r = 0; r < x.count; r += BLOCK) {
+    Scratch<uint8_t> room(DEPTH * PANELS * OUTS);
+    for (long r = 0; r < x.count; r += BLOCK)
+        for (long k = 0; k < x.width; k += DEPTH) {
             long rows = x.count - r < BLOCK ? x.count - r : BLOCK;
-            multiply_block(x, w, results, r, rows, p, &totals[0], &room[0]);
+            long depth = x.width - k < DEPTH ? x.width - k : DEPTH;
+            for (long p = panels.begin; p < panels.end; p += PANELS)
+                Block{x, results, r, rows, k, depth}.multiply(w, p, &room[0]);
         }
 }
 
@@ -290,7 +317,7 @@ void apply(Rows& x, const W& w, const Results& results, int threads) {
     {
         Range part = part_of(num_panels, PANELS, omp_get_thread_num(), omp_get_num_threads());
         part.end = (part.end + PANELS - 1) / PANELS * PANELS;
-        if (x.count > 2 * FEW) {
+        if (x.count > MOST_FEW) {
             multiply_many(x, w, results, part);
         } else {
             for (long r = 0; r < x.count; r += FEW) {

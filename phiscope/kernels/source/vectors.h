@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -82,6 +83,58 @@ INLINE float read(const uint16_t* x) { return from_bf16(*x); }
 INLINE void write(float* y, float x) { *y = x; }
 INLINE void write(uint16_t* y, float x) { *y = to_bf16(x); }
 
+// Memory for one call, on the borders of cache lines. A thread keeps it for its next calls: fresh
+// memory would be cleared page by page, again and again.
+class Pool {
+  public:
+    struct Piece {
+        void* data;
+        size_t size;
+    };
+
+    Piece take(size_t size) {
+        for (size_t i = 0; i < free.size(); i++)
+            if (free[i].size >= size && free[i].size <= 4 * size + 4096) {
+                Piece piece = free[i];
+                free[i] = free.back();
+                free.pop_back();
+                return piece;
+            }
+        return {operator new(size, std::align_val_t(64)), size};
+    }
+
+    void give(Piece piece) {
+        if (free.size() < 16)
+            free.push_back(piece);
+        else
+            operator delete(piece.data, std::align_val_t(64));
+    }
+
+    ~Pool() {
+        for (Piece piece : free) operator delete(piece.data, std::align_val_t(64));
+    }
+
+    static Pool& of_thread() {
+        static thread_local Pool pool;
+        return pool;
+    }
+
+  private:
+    std::vector<Piece> free;
+};
+
+template <class T>
+class Scratch {
+  public:
+    explicit Scratch(long count) : piece(Pool::of_thread().take(count * sizeof(T))) {}
+    ~Scratch() { Pool::of_thread().give(piece); }
+    Scratch(const Scratch&) = delete;
+    T& operator[](long i) { return ((T*)piece.data)[i]; }
+
+  private:
+    Pool::Piece piece;
+};
+
 // As many floats as a vector holds.
 INLINE floats load_floats(const float* from) { return load<floats>(from); }
 INLINE floats load_floats(const uint16_t* from) {
@@ -93,19 +146,6 @@ INLINE void store_floats(float* to, floats v) { store(to, v); }
 INLINE void store_floats(uint16_t* to, floats v) {
     for (int i = 0; i < LANES; i++) to[i] = to_bf16(v[i]);
 }
-
-// Memory for one call, on the borders of cache lines.
-template <class T>
-class Scratch {
-  public:
-    explicit Scratch(long count) : data(new (std::align_val_t(64)) T[count]) {}
-    ~Scratch() { operator delete[](data, std::align_val_t(64)); }
-    Scratch(const Scratch&) = delete;
-    T& operator[](long i) { return data[i]; }
-
-  private:
-    T* data;
-};
 
 // The part of `count` things that one of `num_threads` threads does, in multiples of `step`.
 struct Range {
