@@ -87,11 +87,14 @@ class QuantizedLinear(nn.Module, ABC):
         """(rows, in_features) fp32 to (rows, out_features) fp32, without gradients."""
         if torch.is_grad_enabled() and x.requires_grad:
             raise UnsupportedError("integer weights pass no gradients on; load a mode of floats")
+        has_kernels = build.find_obstacle() is None
         if self.wide:
-            return F.linear(x, self.weight, self.bias)
-        if build.find_obstacle() is None:
-            return self.multiply(x)
-        return self.multiply_plainly(x)
+            return self.multiply_widely(x) if has_kernels else F.linear(x, self.weight, self.bias)
+        return self.multiply(x) if has_kernels else self.multiply_plainly(x)
+
+    def multiply_widely(self, x: Tensor) -> Tensor:
+        """The product with activations as they are."""
+        return F.linear(x, self.weight, self.bias)
 
     def multiply_plainly(self, x: Tensor) -> Tensor:
         """The definition, in torch alone."""
@@ -132,6 +135,9 @@ class Int8Linear(QuantizedLinear):
 
     def multiply(self, x: Tensor) -> Tensor:
         return calls.linear_int8(x, self.panels, self.scales, self.bias)
+
+    def multiply_widely(self, x: Tensor) -> Tensor:
+        return calls.linear_int8_wide(x, self.panels, self.scales, self.bias)
 
 
 class Int4Linear(QuantizedLinear):

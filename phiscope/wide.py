@@ -1,9 +1,9 @@
 """Narrow weights, wide arithmetic: weights stay bf16 or fp16 in memory and all sums are fp32.
 
-The model then computes as an fp32 model with the same weights would, in half of its memory. Before
-a matrix product the weight is widened into a scratch buffer that all layers share: that costs a few
-percent for a batch of tokens, and on CPUs without matrix units for bf16 (AMX) fp32 products are
-nearly twice as fast as bf16 ones.
+The model then computes as an fp32 model with the same weights would, in half of its memory. On CPUs
+without matrix units for bf16 (AMX) fp32 products are nearly twice as fast as bf16 ones. A kernel
+widens bf16 weights while they are in the cache; without it each weight is widened before its
+product into a scratch buffer that all layers share, which costs a few percent.
 """
 
 import threading
@@ -47,10 +47,11 @@ class WideLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
+            if _has_kernels(self.weight):
+                product = calls.linear if len(x) <= calls.FEW_ROWS else calls.linear_wide
+                return product(x, self.weight, self.bias)
             if len(x) > _FEW_TOKENS:
                 return self._apply_piece(x, self.weight, self.bias)
-            if len(x) <= calls.FEW_ROWS and _has_kernel(self.weight):
-                return calls.linear(x, self.weight, self.bias)
             weights, biases = torch.split(self.weight, _PIECE), torch.split(self.bias, _PIECE)
             pieces = zip(weights, biases, strict=True)
             return torch.cat([self._apply_piece(x, w, b) for w, b in pieces], dim=-1)
@@ -98,8 +99,8 @@ def widen(model: PhiForCausalLM) -> PhiForCausalLM:
     return wide.eval()
 
 
-def _has_kernel(weight: Tensor) -> bool:
-    is_served = weight.device.type == "cpu" and calls.serves_linear(weight.dtype, torch.float32)
+def _has_kernels(weight: Tensor) -> bool:
+    is_served = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
     return is_served and build.find_obstacle() is None
 
 

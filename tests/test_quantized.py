@@ -10,7 +10,15 @@ from phiscope import MODES, PhiConfig, PhiForCausalLM, pack
 from phiscope.errors import UnsupportedError
 from phiscope.inference import prepare
 from phiscope.kernels import build
-from phiscope.quantized import FORMATS, Int4Linear, Int8Linear, quantize, round_groups, round_rows
+from phiscope.quantized import (
+    FORMATS,
+    Int4Linear,
+    Int8Linear,
+    QuantizedLinear,
+    quantize,
+    round_groups,
+    round_rows,
+)
 
 CONFIG = PhiConfig(
     vocab_size=100,
@@ -132,8 +140,9 @@ def test_wide_layers_round_the_weights_alone():
     exact = x @ wide.weight.T + linear.bias
     torch.testing.assert_close(wide(x), exact)
     assert (narrow(x) - exact).norm() > 10 * (wide(x) - exact).norm()
-    for rows in (1, 3, 16):
+    for rows in (1, 2, 3, 8, 11, 16, 17):
         torch.testing.assert_close(wide(x[:rows]), exact[:rows])
+    assert type(wide).multiply_widely is not QuantizedLinear.multiply_widely
 
 
 @pytest.mark.parametrize("mode", ["int8-cpu", "int4-cpu", "int8-fp32-cpu"])

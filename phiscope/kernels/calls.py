@@ -49,6 +49,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
+def linear_wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (rows, width) fp32 times weight (outs, width) bf16, in fp32: for many rows."""
+    x = x.contiguous()
+    rows, width = x.shape
+    outs = weight.shape[0]
+    assert weight.shape[1] == width
+    assert weight.is_contiguous()
+    y = x.new_empty(rows, outs)
+    threads = _threads(weight.nbytes * rows)
+    _function("linear_bf16_wide", 4, 3)(
+        _at(x), _at(weight), _at(bias), _at(y), rows, width, outs, threads
+    )
+    return y
+
+
 def linear_int8(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """x (rows, width) fp32 times 8-bit panels (outs / 16, width / 4, 64); see quantized.py."""
     x = x.contiguous()
@@ -56,6 +71,16 @@ def linear_int8(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) 
     y = x.new_empty(rows, outs)
     sizes = (rows, x.shape[1], 4 * weight.shape[1], outs, _threads(weight.nbytes * rows))
     _function("linear_int8", 5, 4)(_at(x), _at(weight), _at(scales), _at(bias), _at(y), *sizes)
+    return y
+
+
+def linear_int8_wide(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """As `linear_int8`, but x is not rounded."""
+    x = x.contiguous()
+    rows, outs = len(x), len(scales)
+    y = x.new_empty(rows, outs)
+    sizes = (rows, x.shape[1], 4 * weight.shape[1], outs, _threads(weight.nbytes * rows))
+    _function("linear_int8_wide", 5, 4)(_at(x), _at(weight), _at(scales), _at(bias), _at(y), *sizes)
     return y
 
 

@@ -37,6 +37,17 @@ def test_products_are_those_of_float64(weight, x, width, outs):
         assert error(calls.linear(some, w, None), without) < (1e-6 if x == torch.float32 else 3e-3)
 
 
+@pytest.mark.parametrize(("width", "outs"), [(2560, 300), (130, 77), (64, 51), (1100, 65), (3, 1)])
+def test_wide_products_of_many_rows_are_those_of_float64(width, outs):
+    torch.manual_seed(0)
+    w, bias = torch.randn(outs, width).bfloat16(), torch.randn(outs).bfloat16()
+    for rows in (17, 70, 520):
+        x = torch.randn(rows, width)
+        wanted = F.linear(x.double(), w.double(), bias.double())
+        assert error(calls.linear_wide(x, w, bias), wanted) < 1e-6
+        assert error(calls.linear_wide(x, w, None), F.linear(x.double(), w.double())) < 1e-6
+
+
 def test_a_row_of_a_product_does_not_depend_on_the_rows_beside_it():
     torch.manual_seed(0)
     w, x = torch.randn(99, 300), torch.randn(16, 300)

@@ -9,17 +9,15 @@
 #include <omp.h>
 
 #include "integers.h"
+#include "panels.h"
 
 namespace {
 
-constexpr int OUTS = 16;              // of a panel
-constexpr int PANEL = 4 * OUTS;       // bytes of a panel for 4 inputs
-constexpr int PARTS = PANEL / BYTES;  // vectors they fill
 constexpr int GROUP = 32;             // inputs with a common multiplier
 constexpr int FEW = 8;                // rows that are multiplied while the weights come from memory
 constexpr int MOST_FEW = 2 * FEW;
 constexpr int ROWS = 6, PANELS = 4;   // of a tile otherwise
-constexpr int BLOCK = 504;            // rows that panels are multiplied with, tile after tile
+constexpr int BLOCK = 516;            // rows that panels are multiplied with, tile after tile
 constexpr int DEPTH = 2560;           // inputs of theirs that stay in the cache meanwhile
 
 // x * factor to the nearest, ties to even: adding the constant leaves no bits for the fraction. The
@@ -300,9 +298,10 @@ struct Block {
 template <class W>
 void multiply_many(Rows& x, const W& w, const Results& results, Range panels) {
     Scratch<uint8_t> room(DEPTH * PANELS * OUTS);
-    for (long r = 0; r < x.count; r += BLOCK)
+    long block = even_block(x.count, BLOCK, ROWS);
+    for (long r = 0; r < x.count; r += block)
         for (long k = 0; k < x.width; k += DEPTH) {
-            long rows = x.count - r < BLOCK ? x.count - r : BLOCK;
+            long rows = x.count - r < block ? x.count - r : block;
             long depth = x.width - k < DEPTH ? x.width - k : DEPTH;
             for (long p = panels.begin; p < panels.end; p += PANELS)
                 Block{x, results, r, rows, k, depth}.multiply(w, p, &room[0]);

@@ -50,7 +50,8 @@ INLINE void hold([[maybe_unused]] V& v) {
 #endif
 }
 
-INLINE floats spread(float x) { return floats{} + x; }
+// Minus zero is what leaves every number as it is, and so costs nothing.
+INLINE floats spread(float x) { return x - floats{}; }
 
 INLINE ints spread(int32_t x) { return ints{} + x; }
 
@@ -156,4 +157,11 @@ INLINE Range part_of(long count, long step, int thread, int num_threads) {
     long steps = (count + step - 1) / step;
     long begin = steps * thread / num_threads * step, end = steps * (thread + 1) / num_threads * step;
     return {begin, end < count ? end : count};
+}
+
+// How many rows to work on at a time: at most `most`, in even blocks of whole tiles.
+INLINE long even_block(long rows, long most, long tile) {
+    long blocks = (rows + most - 1) / most;
+    long size = (rows + blocks - 1) / blocks;
+    return (size + tile - 1) / tile * tile;
 }
