@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,7 +49,8 @@ PHI_2 = 2_779_683_840
         (VOLTA, PHI_2, "fp16"),
         (VOLTA, 4 * PHI_2, "fp32-cpu"),
         (LAPTOP, PHI_2, "fp32-cpu"),
-        (LAPTOP, 2 * PHI_2, "bf16-cpu"),
+        (LAPTOP, 2 * PHI_2, "bf16-fp32-cpu"),
+        (replace(LAPTOP, cpu_features=("avx512_bf16", "amx_bf16")), 2 * PHI_2, "bf16-cpu"),
         (LAPTOP, 5_000_000, "fp32-cpu"),
     ],
 )
