@@ -95,8 +95,9 @@ def select_mode(name: str, *, num_parameters: int, machine: Machine | None = Non
     """The mode of that name, or for "auto" the one this machine serves best.
 
     "auto" takes fp16-flash (or fp16) on a GPU that holds the model; on a CPU exact fp32 where it
-    fits the memory, else bf16 weights, with fp32 arithmetic where the CPU has no matrix units. Raises `UnsupportedError` for a mode that is unknown or that the
-    machine lacks, with the reason and a mode to use instead.
+    fits the memory, else bf16 weights, with fp32 arithmetic where the CPU has no matrix units.
+    Raises `UnsupportedError` for a mode that is unknown or that the machine lacks, with the reason
+    and a mode to use instead.
     """
     machine = describe_machine() if machine is None else machine
     if name == "auto":

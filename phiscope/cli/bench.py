@@ -28,7 +28,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive, default=8, metavar="N")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N")
     parser.add_argument("--peers", action="store_true",
-                        help="also time transformers, if it is there, on these weights")  # fmt: skip
+                        help="also time transformers on these weights")  # fmt: skip
     add_model_arguments(parser)
 
 
