@@ -1,10 +1,8 @@
 import gc
 
 import pytest
-import torch
 
 gc.disable()  # imports leave no garbage, and looking for it takes nearly as long as they do
-torch.set_num_threads(1)
 
 LONG_FILES = (
     "test_ray_job.py",
@@ -28,10 +26,17 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
     gc.enable()
+    use_one_thread()
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Leave the number of threads as it was found, whatever a test sets."""
     yield
+    use_one_thread()
+
+
+def use_one_thread():
+    import torch  # not at the top: the process that hands out the files has no use for it
+
     torch.set_num_threads(1)
