@@ -1,7 +1,10 @@
 """Execution modes, and what this machine can do: the only file that asks what machine this is."""
 
+import ctypes
+import mmap
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -206,6 +209,19 @@ def measure_matmul_peak(device: torch.device | str, dtype: torch.dtype) -> float
     return 2 * weight.numel() * len(x) / min(seconds)
 
 
+def use_huge_pages(x: torch.Tensor) -> torch.Tensor:
+    """Ask Linux to back a tensor that nobody has touched with pages of 2 MB; give the tensor.
+
+    Memory is then read faster, for there are fewer pages to look up. Elsewhere nothing happens.
+    """
+    first = -(-x.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+    size = (x.data_ptr() + x.nbytes - first) // _HUGE_PAGE * _HUGE_PAGE
+    if x.device.type == "cpu" and size > 0 and sys.platform == "linux":
+        advise = ctypes.CDLL(None).madvise
+        advise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
+    return x
+
+
 def measure_read_bandwidth(num_bytes: int = 2**30) -> float:
     """Bytes per second that torch's threads read from memory, the best of five passes."""
     numbers = torch.ones(num_bytes // 4)
@@ -313,6 +329,7 @@ def _read_cpuinfo() -> list[str]:
     return cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
 
 
+_HUGE_PAGE = 2**21
 _FEATURES = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
     "asimd", "bf16", "sve",
