@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a .png or .svg")
     options = parser.parse_args()
     figures = json.loads(options.results.read_text())
+    plt.rcParams["svg.hashsalt"] = OURS  # else its names are random
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     draw_roofs(axes, figures["limits"])
     draw_points(axes, list_points(figures["cells"]))
@@ -77,7 +78,7 @@ def draw_roofs(axes: Axes, limits: dict[str, Any]) -> None:
     x = np.geomspace(FEWEST, MOST, 200)
     top = max(peaks.values())
     axes.plot(x, np.minimum(x * bandwidth, top), color="black", linewidth=1)
-    axes.annotate(f"{bandwidth:.0f} GB/s", (0.5, 0.5 * bandwidth * 1.15), rotation=35)
+    axes.annotate(f"{bandwidth:.0f} GB/s", (FEWEST, 2 * FEWEST * bandwidth))
     for dtype, peak in peaks.items():
         axes.plot([peak / bandwidth, MOST], [peak, peak], color="gray", linewidth=1)
         axes.annotate(f"{dtype} {peak:.0f} GFLOP/s", (MOST, peak * 1.04), ha="right")

@@ -3,9 +3,9 @@
 Three cells: a prompt of 512 tokens to the logits of its last one, steps of one sequence, and steps
 of eight. Everybody is a process of its own that holds its model and waits, and runs when it is
 asked, never two at once. Those of the same bits that fit into memory together take turns in every
-cell, in rotated order, with prompts that nobody has seen before; before each cell the read
-bandwidth and the matrix-product peaks are measured with the same threads. Who cannot be had is
-left out, with the reason.
+cell, in rotated order, with prompts that nobody has seen before. Before and after each cell the
+read bandwidth and the matrix-product peaks are measured with the same threads, and the better
+counts. Who cannot be had is left out, with the reason.
 
 The peers' environment is described by `speed_peers.txt`, their models are made by
 `make_peer_models.py`, the checkpoint by `make_checkpoint.py --layout D --dtype bfloat16`.
@@ -95,10 +95,11 @@ class Benchmark:
 
     def _run_lineup(self, lineup: Sequence[Entrant]) -> None:
         with self._start(lineup) as crew:
+            before = measure_limits(crew)
             for turn in range(1 + self._options.repeats):
                 crew.tell(f"turn {turn} of {self._options.repeats}: {', '.join(crew.present)}")
                 for cell in self._cells:
-                    self._run_cell(crew, cell, turn)
+                    before = self._run_cell(crew, cell, turn, before)
             self._note_memory(crew)
         self._absent |= crew.absent
 
@@ -142,18 +143,27 @@ class Benchmark:
         self._settings[entrant.name] = {"bits": entrant.bits, "arithmetic": entrant.arithmetic}
         self._entrants |= dict.fromkeys(set(crew.settings) - before, entrant)
 
-    def _run_cell(self, crew: Crew, cell: Cell, turn: int) -> None:
-        """One cell by everybody; the first turn warms up and is not kept."""
-        limits = Limits(crew.ask_process(LIMITS, "bandwidth"), crew.ask_process(LIMITS, "peaks"))
+    def _run_cell(self, crew: Crew, cell: Cell, turn: int, before: Limits) -> Limits:
+        """One cell by everybody, between two measurements of the limits, whose second is given.
+
+        The first turn warms up and is not kept.
+        """
         prompts = cell.make_prompts(self._config.vocab_size, seed=turn)
-        for name in rotate(crew.present, turn):
-            answer = ask(crew, name, cell, prompts)
-            if answer is not None and turn:
+        answers = {name: ask(crew, name, cell, prompts) for name in rotate(crew.present, turn)}
+        after = measure_limits(crew)
+        if turn:
+            self._keep(crew, cell, answers, before.best(after))
+        return after
+
+    def _keep(
+        self, crew: Crew, cell: Cell, answers: dict[str, dict[str, Any] | None], limits: Limits
+    ) -> None:
+        self._limits.append(limits)
+        for name, answer in answers.items():
+            if answer is not None:
                 self._series(crew, name, cell).add(answer, limits)
                 speed = cell.num_timed / answer["seconds"]
                 crew.tell(f"  {cell.name}: {name}: {speed:.2f} tokens/s")
-        if turn:
-            self._limits.append(limits)
 
     def _series(self, crew: Crew, name: str, cell: Cell) -> Series:
         setting, row = crew.settings[name], self._table[cell.name]
@@ -182,6 +192,11 @@ class Benchmark:
                 for cell, row in self._table.items()
             },
         }
+
+
+def measure_limits(crew: Crew) -> Limits:
+    worker = crew.workers[LIMITS]
+    return Limits(worker.ask("bandwidth"), worker.ask("peaks"))
 
 
 def ask(crew: Crew, name: str, cell: Cell, prompts: list[list[int]]) -> dict[str, Any] | None:

@@ -52,6 +52,13 @@ def test_limit_is_the_slower_of_memory_and_arithmetic():
     assert series.summarise()["tokens_per_second"] == 0.5
 
 
+def test_better_of_two_measurements_counts():
+    from cells import Limits
+
+    one, other = Limits(3.0, {"fp32": 5.0, "int8": 9.0}), Limits(4.0, {"fp32": 6.0, "int8": 8.0})
+    assert one.best(other) == Limits(4.0, {"fp32": 6.0, "int8": 9.0})
+
+
 def test_only_real_tokens_are_compared():
     from cells import NUM_TOKENS, count_same
 

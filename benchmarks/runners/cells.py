@@ -71,10 +71,15 @@ def make_cells(num_steps: int) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine did just before a cell: bytes and operations per second."""
+    """What the machine did beside a cell: bytes and operations per second."""
 
     bandwidth: float
     peaks: Mapping[str, float]
+
+    def best(self, other: "Limits") -> "Limits":
+        """What it can do at least, as neighbours slow down the one or the other measurement."""
+        peaks = {kind: max(peak, other.peaks[kind]) for kind, peak in self.peaks.items()}
+        return Limits(max(self.bandwidth, other.bandwidth), peaks)
 
 
 @dataclass
@@ -92,7 +97,7 @@ class Series:
     """The first new token of each sequence, for each turn."""
 
     def add(self, answer: Mapping[str, Any], limits: Limits) -> None:
-        """An answer, and the limits measured just before."""
+        """An answer, and the limits measured beside it."""
         self.seconds.append(answer["seconds"])
         reading = self.bytes_read / limits.bandwidth
         self.limits.append(max(reading, self.flops / limits.peaks[self.arithmetic]))
