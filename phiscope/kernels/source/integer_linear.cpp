@@ -77,11 +77,12 @@ struct Rows {
         return value;
     }
 
+    // What takes away the offset of 8 of a group's half bytes.
     void sum_groups(const int8_t* x, int32_t* out) {
         for (long g = 0; g < width / GROUP; g++) {
             int32_t part = 0;
             for (int i = 0; i < GROUP; i++) part += x[g * GROUP + i];
-            out[g] = part;
+            out[g] = -8 * part;
         }
     }
 };
@@ -170,7 +171,7 @@ struct Int4 {
         for (long g = 0; g < width / GROUP; g++) {
             ints parts[R][P * PARTS];
             for (int i = 0; i < R; i++)
-                for (int j = 0; j < P * PARTS; j++) parts[i][j] = spread(-8 * x.groups(r + i)[g]);
+                for (int j = 0; j < P * PARTS; j++) parts[i][j] = spread(x.groups(r + i)[g]);
             for (int s = 0; s < GROUP; s += 8) multiply_step<R, P>(x, r, p, g * GROUP + s, parts);
             for (int j = 0; j < P * PARTS; j++) {
                 const uint8_t* at = multipliers_of(p + j / PARTS) + g * OUTS + j % PARTS * LANES;
