@@ -22,6 +22,7 @@ from torch import Tensor
 from phiscope.activations.capture import CapturePlan, make_step_plan
 from phiscope.activations.conventions import Convention, arrange_states, choose_states
 from phiscope.activations.edits import Add, Edit
+from phiscope.activations.fixed_plan import FixedPlans
 from phiscope.activations.forward import capture_pooled, capture_rows
 from phiscope.activations.inspection import make_inspection
 from phiscope.activations.points import PointSpec, resolve_points, transformers_state
@@ -38,9 +39,11 @@ from phiscope.extraction.progress import Progress, Report
 from phiscope.generation.draft_model import DraftChoice
 from phiscope.generation.drafting import Drafter
 from phiscope.generation.engine import Engine
+from phiscope.generation.fixed_step import Replay
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
 from phiscope.generation.task import Inspect
+from phiscope.graphs import CudaGraphs
 from phiscope.loading import ModelSpec
 from phiscope.model import PhiForCausalLM
 from phiscope.packing import Packed
@@ -100,7 +103,13 @@ class Phi:
         context, mode = self.config.max_position_embeddings, self.mode
         slot_bytes = KVCache.count_slot_bytes(self.config, context, mode.compute_dtype)
         slots = fit_slots(slot_bytes, mode.device)
-        return Engine(self.model, self.tokenizer, num_slots=slots, make_plan=_plan_step)
+        return Engine(
+            self.model,
+            self.tokenizer,
+            num_slots=slots,
+            make_plan=_plan_step,
+            replay=_make_replay(self.model) if mode.uses_graphs else None,
+        )
 
     def generate(
         self,
@@ -384,6 +393,12 @@ class Phi:
 
     def _read_one(self, text: Text) -> Sequence[int] | Tensor:
         return read_text(text, self.tokenizer, self.config)
+
+
+def _make_replay(model: PhiForCausalLM) -> Replay:
+    """How the engine records its steps on a GPU."""
+    graphs = CudaGraphs(model.model.embed_tokens.weight.device)
+    return Replay(record=graphs, plans=cast(Any, FixedPlans()))
 
 
 def _plan_step(
