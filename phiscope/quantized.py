@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from phiscope.errors import UnsupportedError
 from phiscope.kernels import build, calls
+from phiscope.runtime import use_huge_pages
 
 GROUP = 32
 """Inputs with a common multiplier; a layer is filled up with zeros to whole groups of them."""
@@ -43,7 +44,7 @@ class QuantizedLinear(nn.Module, ABC):
         self.out_features = out_features
         self.wide = wide
         for name, (shape, dtype) in self.shapes(in_features, out_features).items():
-            self.register_buffer(name, torch.empty(shape, dtype=dtype))
+            self.register_buffer(name, use_huge_pages(torch.empty(shape, dtype=dtype)))
         self.register_buffer("bias", torch.empty(out_features) if bias else None)
 
     @staticmethod

@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +50,8 @@ PHI_2 = 2_779_683_840
         (VOLTA, PHI_2, "fp16"),
         (VOLTA, 4 * PHI_2, "fp32-cpu"),
         (LAPTOP, PHI_2, "fp32-cpu"),
-        (LAPTOP, 2 * PHI_2, "bf16-cpu"),
+        (LAPTOP, 2 * PHI_2, "bf16-fp32-cpu"),
+        (replace(LAPTOP, cpu_features=("avx512_bf16", "amx_bf16")), 2 * PHI_2, "bf16-cpu"),
         (LAPTOP, 5_000_000, "fp32-cpu"),
     ],
 )
@@ -78,7 +79,7 @@ def test_every_mode_runs_on_a_new_gpu_machine():
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_integers_on_a_gpu_need_triton(name):
-    machine = dataclasses.replace(HOPPER, has_triton=False)
+    machine = replace(HOPPER, has_triton=False)
     with pytest.raises(UnsupportedError, match=rf"'{name}' needs Triton.*use mode 'fp16-flash'"):
         select_mode(name, num_parameters=PHI_2, machine=machine)
 

@@ -1,5 +1,6 @@
 """Everyone who runs: phiscope's process and the peers', their settings, and who has dropped out."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONPATH": str(HERE.parents[1]),
+    "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
 }
 OURS = "phiscope"
 PEERS = (
@@ -36,7 +37,12 @@ class Crew:
     def start(self, name: str, python: str, script: str, *arguments: str) -> Worker:
         """Start a process and learn its settings."""
         worker = Worker(name, [python, str(HERE / script), *arguments], ENVIRONMENT)
-        for setting in worker.ask("settings"):
+        try:
+            settings = worker.ask("settings")
+        except WorkerError:
+            worker.close()
+            raise
+        for setting in settings:
             self.settings[setting["name"]] = setting
             self._owners[setting["name"]] = worker
         self.workers[name] = worker

@@ -34,6 +34,7 @@ from phiscope.checkpoint.weights import Span, convert_values, read_spans, write_
 from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
 from phiscope.errors import CheckpointError, UnsupportedError
 from phiscope.model import PhiForCausalLM
+from phiscope.runtime import use_huge_pages
 from phiscope.skeleton import make_skeleton
 from phiscope.strict import read_json_object
 
@@ -64,7 +65,7 @@ def load_model(
     with Checkpoint(Path(folder)) as checkpoint:
         model = make_skeleton(checkpoint.config, layers)
         state = {
-            name: torch.empty(parameter.shape, dtype=dtype, device=device)
+            name: use_huge_pages(torch.empty(parameter.shape, dtype=dtype, device=device))
             for name, parameter in model.named_parameters()
         }
         spans = list(checkpoint.spans(state))

@@ -7,9 +7,9 @@ buffer per thread; every byte is touched once, so loading costs the model's memo
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,16 +112,11 @@ def read_spans(
     `NonFiniteError` for a number the new dtype cannot hold.
     """
     reader = _Reader()
-    with ThreadPoolExecutor(num_threads()) as pool:
-        chunks = [pool.submit(reader.read, chunk) for span in spans for chunk in _split(span)]
-        try:
-            for chunk in as_completed(chunks):
-                num_bytes = chunk.result()
-                if on_bytes is not None:
-                    on_bytes(num_bytes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    chunks = [chunk for span in spans for chunk in _split(span)]
+    with closing(_read_all(reader, chunks)) as done:
+        for num_bytes in done:
+            if on_bytes is not None:
+                on_bytes(num_bytes)
     return reader.non_finite
 
 
@@ -240,6 +235,21 @@ class _Reader:
             buffer = torch.empty(max(size, CHUNK_BYTES), dtype=torch.uint8, pin_memory=pinned)
             self._local.buffer = buffer
         return buffer[:size].view(chunk.source.dtype).view(chunk.out.shape)
+
+
+def _read_all(reader: _Reader, chunks: Sequence[Span]) -> Generator[int, None, None]:
+    """Read all, as far as the caller goes on, and give the bytes of each chunk that is done."""
+    if len(chunks) == 1:  # small tensors are fetched one by one, and starting threads takes longer
+        yield reader.read(chunks[0])
+        return
+    with ThreadPoolExecutor(num_threads()) as pool:
+        reads = [pool.submit(reader.read, chunk) for chunk in chunks]
+        try:
+            for read in as_completed(reads):
+                yield read.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _split(span: Span) -> Iterator[Span]:

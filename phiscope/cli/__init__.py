@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from phiscope.cli.bench import BENCH
 from phiscope.cli.chat import CHAT
 from phiscope.cli.checkpoints import CONVERT, INFO, VERIFY
 from phiscope.cli.command import Command, make_parser
@@ -33,6 +34,7 @@ COMMANDS: tuple[Command, ...] = (
     CONVERT,
     EXPORT_HUB,
     TRAIN,
+    BENCH,
     DOCTOR,
 )
 

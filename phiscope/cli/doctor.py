@@ -29,6 +29,7 @@ def _examine() -> dict[str, Any]:
     import torch
 
     import phiscope
+    from phiscope.kernels import build
     from phiscope.runtime import MODES, describe_machine, find_obstacle
 
     machine = describe_machine()
@@ -38,6 +39,7 @@ def _examine() -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         **asdict(machine),
         "has_cpu_bf16": machine.has_cpu_bf16,
+        "kernels": build.find_obstacle(),
         "modes": {name: find_obstacle(mode, machine) for name, mode in MODES.items()},
         "auto": _choose_modes(machine),
     }
@@ -63,6 +65,7 @@ def _print(report: dict[str, Any]) -> None:
             ("cpu", f"{report['cpu']}, {report['num_cores']} cores"),
             ("features", " ".join(report["cpu_features"]) or "none known"),
             ("bf16", "has instructions" if report["has_cpu_bf16"] else "emulated, slow"),
+            ("kernels", report["kernels"] or "built for this machine"),
             ("memory", memory),
             ("gpus", ", ".join(report["gpus"]) or "none"),
         ]

@@ -1,12 +1,13 @@
-"""Runs `resolve` in forks of a process that has torch, and not yet huggingface_hub, imported.
+"""Runs `resolve` in forks of a process that has all imported but huggingface_hub itself.
 
     python forked.py        reads one JSON request a line: {"name", "revision", "environment"},
                             writes one JSON answer a line: {"stdout", "stderr"}
 
 huggingface_hub reads its environment when it is imported, so each resolution needs a process of its
-own; torch, which takes most of a start, is imported once for all of them.
+own; torch and what huggingface_hub imports, which take most of a start, are imported once for all.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -17,9 +18,17 @@ from phiscope.errors import HubError
 
 
 def main() -> None:
-    assert "huggingface_hub" not in sys.modules
+    import_what_it_imports("huggingface_hub")
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+def import_what_it_imports(package: str) -> None:
+    """Import a package and forget it, so that only its own modules are to be run again."""
+    assert package not in sys.modules
+    importlib.import_module(package).snapshot_download  # noqa: B018 (imported on first use)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
 
 
 def answer(request: dict) -> dict:

@@ -63,6 +63,17 @@ def assert_same_state(model, expected):
         assert torch.equal(state[name], tensor), name
 
 
+@pytest.fixture(scope="module")
+def saved(models, tmp_path_factory):
+    """A folder of each variant in each of its layouts, which no test changes."""
+    root = tmp_path_factory.mktemp("saved")
+    for variant, (_, layouts) in VARIANTS.items():
+        (root / variant).mkdir()
+        for layout in layouts:
+            save_checkpoint(models[variant], root / variant / layout, layout=layout)
+    return root
+
+
 def make_pair(models, folder, variant, layout="D", **options):
     save_checkpoint(models[variant], folder, layout=layout, **options)
     return folder, models[variant].state_dict()
@@ -73,8 +84,10 @@ def our_logits(model, ids):
 
 
 @pytest.mark.parametrize(("variant", "source", "target"), PAIRS)
-def test_every_pair_of_layouts_round_trips_bit_for_bit(models, tmp_path, variant, source, target):
-    first, state = make_pair(models, tmp_path / "first", variant, source)
+def test_every_pair_of_layouts_round_trips_bit_for_bit(
+    models, saved, tmp_path, variant, source, target
+):
+    first, state = saved / variant / source, models[variant].state_dict()
     convert(first, tmp_path / "second", layout=target, max_shard_size=20_000)
     convert(tmp_path / "second", tmp_path / "third", layout=source)
     assert describe(tmp_path / "second").layout == target

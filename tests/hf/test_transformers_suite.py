@@ -24,6 +24,12 @@ suite = suite_source.load_suite()
 pytestmark = pytest.mark.filterwarnings("default")  # the suite calls much that warns
 
 
+@pytest.fixture(autouse=True)
+def _one_thread_loads(monkeypatch):
+    """The suite loads hundreds of tiny models; test_loading.py loads with threads, as users do."""
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+
+
 class ModelTester:
     """A small model of each class, and inputs for it, as the suite wants them."""
 

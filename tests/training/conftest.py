@@ -1,4 +1,5 @@
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,8 @@ import pytest
 from phiscope.training.corpus import Document
 from phiscope.training.optimizer import Rates
 from phiscope.training.options import TrainingOptions, small_config
+from phiscope.training.report import TrainingReport
+from phiscope.training.trainer import train
 
 WORDS = (
     *("token", "block", "head", "state", "layer", "norm", "query"),
@@ -23,28 +26,24 @@ def write_text(seed: int) -> str:
     return "".join(lines)
 
 
-@pytest.fixture
-def documents() -> list[Document]:
+def make_documents() -> list[Document]:
     return [Document(f"document{seed}.py", write_text(seed)) for seed in range(40)]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, documents: list[Document]) -> Path:
-    root = tmp_path / "corpus"
+def write_corpus(root: Path) -> Path:
     root.mkdir()
-    for document in documents:
+    for document in make_documents():
         (root / document.name).write_text(document.text)
     return root
 
 
-@pytest.fixture
-def options(tmp_path: Path, folder: Path) -> TrainingOptions:
+def make_options(out: Path, corpus: Path) -> TrainingOptions:
     """A run of seconds."""
     return TrainingOptions(
-        out=tmp_path / "model",
+        out=out,
         name="mote",
         config=small_config(vocab_size=320, hidden_size=16, layers=2, heads=2, context=32),
-        corpus=(folder,),
+        corpus=(corpus,),
         stdlib=False,
         heldout_share=0.15,
         whitespace_runs=(4, 2),
@@ -57,3 +56,32 @@ def options(tmp_path: Path, folder: Path) -> TrainingOptions:
         eval_every=3,
         save_every=3,
     )
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return make_documents()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture
+def options(tmp_path: Path, folder: Path) -> TrainingOptions:
+    return make_options(tmp_path / "model", folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingReport:
+    """The report of a finished run of such options, whose folders no test changes."""
+    root = tmp_path_factory.mktemp("trained")
+    return train(make_options(root / "model", write_corpus(root / "corpus")))
+
+
+@pytest.fixture
+def finished(trained: TrainingReport, options: TrainingOptions) -> TrainingOptions:
+    """The options of such a run, of which the run's folder is there and the model's is gone."""
+    shutil.copytree(trained.folder.with_name("model.run"), options.run_folder)
+    return options

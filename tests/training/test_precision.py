@@ -16,9 +16,8 @@ def test_an_unknown_precision_is_named():
         select_precision("fp8")
 
 
-def test_bf16_trains_as_fp32_does_but_for_rounding(options, tmp_path):
-    exact = train(options)
-    rounded = train(dataclasses.replace(options, out=tmp_path / "rounded", precision="bf16"))
+def test_bf16_trains_as_fp32_does_but_for_rounding(trained, options):
+    rounded = train(dataclasses.replace(options, precision="bf16"))
     assert rounded.precision == "bfloat16"
-    assert rounded.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.02)
-    assert rounded.bits_per_byte != exact.bits_per_byte
+    assert rounded.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=0.02)
+    assert rounded.bits_per_byte != trained.bits_per_byte

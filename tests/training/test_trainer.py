@@ -14,14 +14,15 @@ from phiscope.training.state import load_state
 from phiscope.training.trainer import train
 
 
-def weights(options):
-    state = torch.load(options.run_folder / "state.pt", weights_only=True)
-    return state["model"]
-
-
-def assert_same_weights(one, other):
+def assert_same_weights(report, other):
+    one, other = (read_weights(x.folder) for x in (report, other))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def read_weights(folder):
+    state = torch.load(folder.with_name(folder.name + ".run") / "state.pt", weights_only=True)
+    return state["model"]
 
 
 def read_metrics(options):
@@ -52,35 +53,26 @@ def stop_after(steps, monkeypatch):
     monkeypatch.setattr(trainer, "take_step", counted)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(options, tmp_path, monkeypatch):
-    train(options)
-    again = dataclasses.replace(options, out=tmp_path / "again")
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(trained, options, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(4, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(again)
-    train(dataclasses.replace(again, resume=True))
-    assert_same_weights(weights(options), weights(again))
+            train(options)
+    assert_same_weights(train(dataclasses.replace(options, resume=True)), trained)
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_state(options, tmp_path, monkeypatch):
-    train(options)
-    again = dataclasses.replace(options, out=tmp_path / "again")
+def test_a_run_that_was_killed_goes_on_from_its_last_state(trained, options, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_record", fail_at(5, trainer._record))
         with pytest.raises(MemoryError):
-            train(again)
-    train(dataclasses.replace(again, resume=True))
-    assert_same_weights(weights(options), weights(again))
-    rows = [json.loads(row)["step"] for row in read_metrics(again)]
+            train(options)
+    assert_same_weights(train(dataclasses.replace(options, resume=True)), trained)
+    rows = [json.loads(row)["step"] for row in read_metrics(options)]
     assert rows == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_number_of_threads_does_not_change_a_bit(options, tmp_path):
-    train(options)
-    alone = dataclasses.replace(options, out=tmp_path / "alone", threads=1)
-    train(alone)
-    assert_same_weights(weights(options), weights(alone))
+def test_the_number_of_threads_does_not_change_a_bit(trained, options):
+    assert_same_weights(train(dataclasses.replace(options, threads=1)), trained)
 
 
 def test_loss_falls_and_metrics_say_so(options):
@@ -93,21 +85,19 @@ def test_loss_falls_and_metrics_say_so(options):
     assert report.bits_per_byte < 4.5
 
 
-def test_the_folder_is_a_model_that_loads(options):
-    report = train(options)
-    files = {path.name for path in options.out.iterdir()}
+def test_the_folder_is_a_model_that_loads(trained):
+    files = {path.name for path in trained.folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files
-    phi = load(options.out)
+    phi = load(trained.folder)
     assert phi.generate("def line_", max_new_tokens=4).text != ""
-    card = (options.out / "README.md").read_text()
-    assert f"{report.bits_per_byte:.3f}" in card
+    card = (trained.folder / "README.md").read_text()
+    assert f"{trained.bits_per_byte:.3f}" in card
     assert "quality is not Phi-2's" in card
 
 
-def test_heldout_documents_never_appear_in_the_training_stream(options):
-    train(options)
-    run = options.run_folder
-    data = trainer.prepare(options, run)
+def test_heldout_documents_never_appear_in_the_training_stream(finished):
+    run = finished.run_folder
+    data = trainer.prepare(finished, run)
     stream = read_tokens(run / "train.tokens").tobytes()
     assert data.corpus.heldout
     for document in data.corpus.heldout:
@@ -123,21 +113,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_weights(options):
     assert not wild.out.exists()
 
 
-def test_another_seed_is_another_run(options):
-    train(options)
-    moved = options.out.rename(options.out.with_name("elsewhere"))
-    assert moved.exists()
-    other = dataclasses.replace(options, seed=5, resume=True)
+def test_another_seed_is_another_run(finished):
+    other = dataclasses.replace(finished, seed=5, resume=True)
     with pytest.raises(TrainingError, match="seed was 0 and now is 5"):
         train(other)
 
 
-def test_another_corpus_is_another_run(options, folder):
-    train(options)
-    options.out.rename(options.out.with_name("elsewhere"))
+def test_another_corpus_is_another_run(finished, folder):
     (folder / "new.py").write_text("a new document with other words in it\n" * 9)
     with pytest.raises(TrainingError, match="belongs to another run: corpus was"):
-        train(dataclasses.replace(options, resume=True))
+        train(dataclasses.replace(finished, resume=True))
 
 
 def test_a_run_is_not_begun_over_another(options):
