@@ -12,24 +12,22 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phiscope.activations.capture import CapturePlan, make_step_plan
 from phiscope.activations.conventions import Convention, arrange_states, choose_states
 from phiscope.activations.edits import Add, Edit
-from phiscope.activations.fixed_plan import FixedPlans
 from phiscope.activations.forward import capture_pooled, capture_rows
 from phiscope.activations.inspection import make_inspection
 from phiscope.activations.points import PointSpec, resolve_points, transformers_state
 from phiscope.activations.pooling import REDUCERS
 from phiscope.activations.pooling import normalize as unit_rows
-from phiscope.cache import KVCache
 from phiscope.config import PhiConfig
+from phiscope.decoding import make_engine
 from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
@@ -39,16 +37,12 @@ from phiscope.extraction.progress import Progress, Report
 from phiscope.generation.draft_model import DraftChoice
 from phiscope.generation.drafting import Drafter
 from phiscope.generation.engine import Engine
-from phiscope.generation.fixed_step import Replay
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
-from phiscope.generation.task import Inspect
-from phiscope.graphs import CudaGraphs
 from phiscope.loading import ModelSpec
 from phiscope.model import PhiForCausalLM
-from phiscope.packing import Packed
 from phiscope.prompts import select_format
-from phiscope.runtime import Mode, fit_slots
+from phiscope.runtime import Mode
 from phiscope.statistics.measuring import Measured, measure
 from phiscope.texts import Text, list_texts, read_text
 from phiscope.tokenizer import Tokenizer
@@ -100,16 +94,7 @@ class Phi:
     @cached_property
     def engine(self) -> Engine:
         """The decoding loop that `generate` and `stream` share."""
-        context, mode = self.config.max_position_embeddings, self.mode
-        slot_bytes = KVCache.count_slot_bytes(self.config, context, mode.compute_dtype)
-        slots = fit_slots(slot_bytes, mode.device)
-        return Engine(
-            self.model,
-            self.tokenizer,
-            num_slots=slots,
-            make_plan=_plan_step,
-            replay=_make_replay(self.model) if mode.uses_graphs else None,
-        )
+        return make_engine(self.model, self.tokenizer, self.mode)
 
     def generate(
         self,
@@ -393,16 +378,3 @@ class Phi:
 
     def _read_one(self, text: Text) -> Sequence[int] | Tensor:
         return read_text(text, self.tokenizer, self.config)
-
-
-def _make_replay(model: PhiForCausalLM) -> Replay:
-    """How the engine records its steps on a GPU."""
-    graphs = CudaGraphs(model.model.embed_tokens.weight.device)
-    return Replay(record=graphs, plans=cast(Any, FixedPlans()))
-
-
-def _plan_step(
-    packed: Packed, inspections: Sequence[Inspect | None], logit_rows: Sequence[int]
-) -> CapturePlan:
-    """What the engine calls for each forward; it passes on the inspections made here."""
-    return make_step_plan(packed, cast(Any, inspections), logit_rows=logit_rows)
