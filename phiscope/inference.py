@@ -100,7 +100,8 @@ def place_at_once(
 
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotary.rotate` by a kernel, in place where no gradients are wanted."""
-    return rotate(x, cos, sin) if torch.is_grad_enabled() else calls.rotate(x, cos, sin)
+    is_served = not torch.is_grad_enabled() and calls.serves_attention(x.dtype)
+    return calls.rotate(x, cos, sin) if is_served else rotate(x, cos, sin)
 
 
 def gelu_in_place(x: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class FixedPlan:
         assert isinstance(edit, Add)
         if loaded is None or not loaded.equals(edit):
             row.copy_(edit.scale * edit.vector.to(row).reshape(row.shape))
-            loaded = _Loaded(edit, edit.vector.clone())
+            loaded = _Loaded(edit, edit.vector.clone() if _is_near(edit) else None)
         self._loaded[key] = loaded
 
 
@@ -139,13 +139,18 @@ class _Loaded:
     """What a buffer's row was filled with."""
 
     edit: Add
-    vector: Tensor
-    """As it was then."""
+    vector: Tensor | None
+    """As it was then; None if that is not looked at, for a GPU would have to be waited for."""
 
     def equals(self, edit: Add) -> bool:
-        """Whether that is what this edit adds, as it is now; a GPU is not waited for to tell."""
-        is_near = edit.vector.device.type == "cpu"
-        return edit is self.edit and is_near and torch.equal(edit.vector, self.vector)
+        """Whether that is known to be what this edit adds now."""
+        return (
+            edit is self.edit and self.vector is not None and torch.equal(edit.vector, self.vector)
+        )
+
+
+def _is_near(edit: Add) -> bool:
+    return edit.vector.device.type == "cpu"
 
 
 def _is_fixed(inspection: Inspection) -> bool:

@@ -115,6 +115,7 @@ class FixedSteps:
         if self._parts is None:  # after the first run, which makes what is made only once
             self._parts = ModelParts(self._model)
         elif not self._parts.is_current():  # looked at while a GPU is busy
+            step.wait()
             self._forget()
             return None
         self.num_runs += 1
@@ -216,6 +217,10 @@ class _Step:
         self._logits = logits
         if self._plan is not None:
             self._plan.finish()
+
+    def wait(self) -> None:
+        """Until the work is done: what is busy must not be freed."""
+        self._told.tolist()
 
     def read(self, chunks: Sequence[ChunkOf]) -> list[ChunkResult]:
         """What the work gave, valid until it is done again. Waits for a GPU, once."""

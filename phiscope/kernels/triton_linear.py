@@ -141,9 +141,12 @@ def _multiply_int4(
         is_weight = is_out[:, None] & (place < num_bytes)[None, :]
         first = out[:, None].to(tl.int64)
         both = tl.load(halves + first * num_bytes + place[None, :], mask=is_weight, other=0)
+        group = begin // 16 + tl.arange(0, BLOCK // 16)
+        is_group = is_out[:, None] & (group < num_bytes // 16)[None, :]
         m = tl.load(
-            multipliers + first * (num_bytes // 16) + place[None, :] // 16, mask=is_weight, other=0
+            multipliers + first * (num_bytes // 16) + group[None, :], mask=is_group, other=0
         ).to(tl.float32)
+        m = tl.broadcast_to(m[:, :, None], (OUTS, BLOCK // 16, 16)).reshape(OUTS, BLOCK)
         lower = ((both & 15).to(tl.float32) - 8) * m
         upper = ((both >> 4).to(tl.float32) - 8) * m
         source = place // 4 * 8 + place % 4

@@ -15,7 +15,7 @@ from phiscope.activations.fixed_plan import FixedPlans
 from phiscope.activations.inspection import make_inspection
 from phiscope.activations.points import Point
 from phiscope.generation.engine import Engine
-from phiscope.generation.fixed_step import MOST_STEPS, Replay, count_spare_slots
+from phiscope.generation.fixed_step import MOST_STEPS, PATIENCE, Replay, count_spare_slots
 from phiscope.generation.options import GenerationOptions
 
 GREEDY = {"ignore_eos": True, "max_new_tokens": 8}
@@ -64,10 +64,17 @@ def check_equal(found, wanted):
             torch.testing.assert_close(ours.states[name], rows, rtol=1e-9, atol=1e-9)
 
 
-def test_most_steps_of_a_generation_are_recorded(model):
-    engine = make_engine(model)
+def test_all_steps_but_the_first_few_are_replays(model):
+    replays = []
+
+    def count(work):
+        replay = record(work)
+        return lambda: replays.append(replay())
+
+    engine = Engine(model, num_tokens=257, replay=Replay(record=count, least_places=64))
     ids = submit(engine, [1, 2, 3], max_new_tokens=20).result()[0].token_ids
     assert engine.fixed_steps.num_runs == 19
+    assert len(replays) == 19 - PATIENCE
     assert (
         ids
         == submit(make_engine(model, replay=False), [1, 2, 3], max_new_tokens=20)
