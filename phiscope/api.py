@@ -12,14 +12,13 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phiscope.activations.capture import CapturePlan, make_step_plan
 from phiscope.activations.conventions import Convention, arrange_states, choose_states
 from phiscope.activations.edits import Add, Edit
 from phiscope.activations.forward import capture_pooled, capture_rows
@@ -27,8 +26,8 @@ from phiscope.activations.inspection import make_inspection
 from phiscope.activations.points import PointSpec, resolve_points, transformers_state
 from phiscope.activations.pooling import REDUCERS
 from phiscope.activations.pooling import normalize as unit_rows
-from phiscope.cache import KVCache
 from phiscope.config import PhiConfig
+from phiscope.decoding import make_engine
 from phiscope.evaluation.likelihood import Score, score_tokens
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Fields, open_source
@@ -40,12 +39,10 @@ from phiscope.generation.drafting import Drafter
 from phiscope.generation.engine import Engine
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request, finish
-from phiscope.generation.task import Inspect
 from phiscope.loading import ModelSpec
 from phiscope.model import PhiForCausalLM
-from phiscope.packing import Packed
 from phiscope.prompts import select_format
-from phiscope.runtime import Mode, fit_slots
+from phiscope.runtime import Mode
 from phiscope.statistics.measuring import Measured, measure
 from phiscope.texts import Text, list_texts, read_text
 from phiscope.tokenizer import Tokenizer
@@ -97,10 +94,7 @@ class Phi:
     @cached_property
     def engine(self) -> Engine:
         """The decoding loop that `generate` and `stream` share."""
-        context, mode = self.config.max_position_embeddings, self.mode
-        slot_bytes = KVCache.count_slot_bytes(self.config, context, mode.compute_dtype)
-        slots = fit_slots(slot_bytes, mode.device)
-        return Engine(self.model, self.tokenizer, num_slots=slots, make_plan=_plan_step)
+        return make_engine(self.model, self.tokenizer, self.mode)
 
     def generate(
         self,
@@ -384,10 +378,3 @@ class Phi:
 
     def _read_one(self, text: Text) -> Sequence[int] | Tensor:
         return read_text(text, self.tokenizer, self.config)
-
-
-def _plan_step(
-    packed: Packed, inspections: Sequence[Inspect | None], logit_rows: Sequence[int]
-) -> CapturePlan:
-    """What the engine calls for each forward; it passes on the inspections made here."""
-    return make_step_plan(packed, cast(Any, inspections), logit_rows=logit_rows)

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from phiscope.errors import UnsupportedError
 from phiscope.kernels import build, calls
-from phiscope.packing import Packed
+from phiscope.packing import Decodes, Packed
 
 Backend = Callable[[Tensor, Tensor, Tensor, Packed], Tensor]
+DecodeBackend = Callable[[Tensor, Tensor, Tensor, Decodes], Tensor]
 Watch = Callable[[str, int, Tensor], Tensor]
 """Given "attn_scores" or "attn_probs", a sequence and its map, returns the map to go on with."""
 
@@ -111,6 +112,70 @@ def select_backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise UnsupportedError(f"no attention backend {name!r}; choose from {sorted(BACKENDS)}")
     return BACKENDS[name]
+
+
+def decode_masked(q: Tensor, k: Tensor, v: Tensor, packed: Decodes) -> Tensor:
+    """torch's fused kernel on copies of the slots, with a mask made on the device."""
+    places = torch.arange(packed.num_places, device=q.device)
+    is_seen = places <= packed.positions[:, None]  # (S, places)
+    unseen = ~is_seen[:, :, None, None]  # what was never written may be no number
+    keys, values = (
+        x[:, : packed.num_places].index_select(0, packed.slot_ids).masked_fill_(unseen, 0)
+        for x in (k, v)
+    )
+    one = [x.transpose(1, 2) for x in (q[:, None], keys, values)]  # (S, heads, 1 or places, dim)
+    return _fused(*one, mask=is_seen[:, None, None], is_causal=False)[:, :, 0]
+
+
+def decode_paged(q: Tensor, k: Tensor, v: Tensor, packed: Decodes) -> Tensor:
+    """FlashAttention on the slots as they lie, each of them a page (CUDA, fp16 or bf16)."""
+    varlen_attn = _paged()
+    count = packed.num_sequences
+    output: Tensor = varlen_attn(
+        q.contiguous(),
+        k,
+        v,
+        torch.arange(count + 1, dtype=torch.int32, device=q.device),
+        torch.arange(count + 1, dtype=torch.int32, device=q.device) * packed.num_places,
+        1,
+        packed.num_places,
+        enable_gqa=k.shape[-2] != q.shape[1],
+        seqused_k=(packed.positions + 1).int(),
+        block_table=packed.slot_ids.int()[:, None],
+    )
+    return output
+
+
+def decode_triton(q: Tensor, k: Tensor, v: Tensor, packed: Decodes) -> Tensor:
+    """A kernel of ours on the slots as they lie, split over their places."""
+    from phiscope.kernels.triton_attention import attend_to_slots
+
+    return attend_to_slots(q, k, v, packed.slot_ids, packed.positions, packed.num_places)
+
+
+DECODE_BACKENDS: dict[str, DecodeBackend] = {
+    "masked": decode_masked,
+    "paged": decode_paged,
+    "triton": decode_triton,
+}
+"""Attention of single new tokens to slots (slots, places, kv_heads, head_dim) on the device."""
+
+
+def select_decode_backend(name: str) -> DecodeBackend:
+    """The decode backend of that name; `UnsupportedError` if there is none."""
+    if name not in DECODE_BACKENDS:
+        known = sorted(DECODE_BACKENDS)
+        raise UnsupportedError(f"no decode attention {name!r}; choose from {known}")
+    return DECODE_BACKENDS[name]
+
+
+def find_paging_obstacle() -> str | None:
+    """Why `decode_paged` cannot run with this torch; None if it can."""
+    try:
+        _paged()
+    except (ImportError, UnsupportedError) as error:
+        return str(error)
+    return None
 
 
 def segments(
@@ -236,3 +301,16 @@ def _varlen() -> tuple[Callable[..., Any], dict[str, Any], bool]:
     names = inspect.signature(varlen_attn).parameters
     causal = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
     return varlen_attn, causal, "enable_gqa" in names
+
+
+@cache
+def _paged() -> Callable[..., Any]:
+    """torch's variable-length kernel, if it reads keys through a table of pages."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    missing = {"seqused_k", "block_table", "enable_gqa"} - set(
+        inspect.signature(varlen_attn).parameters
+    )
+    if missing:
+        raise UnsupportedError(f"torch {torch.__version__}'s varlen_attn has no {min(missing)}")
+    return varlen_attn

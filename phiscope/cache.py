@@ -14,7 +14,7 @@ from torch import Tensor
 
 from phiscope.config import PhiConfig
 from phiscope.errors import ContextLengthError
-from phiscope.packing import Packed
+from phiscope.packing import Decodes, Packed
 
 
 class Cache(Protocol):
@@ -79,6 +79,30 @@ class KVCache:
     def copy(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` tokens of slot `source`: a reused prefix."""
         self.data[:, :, target, :length] = self.data[:, :, source, :length]
+
+
+class DecodeCache:
+    """A `KVCache` for batches of which only the device knows the slots and places."""
+
+    def __init__(self, cache: KVCache, packed: Decodes) -> None:
+        self.data = cache.data
+        self.num_places = cache.num_places
+        self.packed = packed
+        self._where: Tensor | None = None
+
+    def check(self, packed: Packed) -> None:
+        """Raise `ValueError` for any batch but the one this was made for."""
+        if packed is not self.packed or self.packed.num_places > self.num_places:
+            raise ValueError("this view of a cache is for one batch, whose places it has")
+
+    def write(self, layer: int, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+        """As `KVCache.write`."""
+        if layer == 0 or self._where is None:  # of this forward, not of the last one
+            self._where = self.packed.slot_ids * self.num_places + self.packed.positions
+        keys, values = self.data[layer]
+        keys.flatten(0, 1).index_copy_(0, self._where, k.to(keys.dtype))
+        values.flatten(0, 1).index_copy_(0, self._where, v.to(values.dtype))
+        return keys, values
 
 
 class PrefixCache:

@@ -2,17 +2,25 @@
 
 Linear layers are replaced by ones that read their weights at the speed of memory where there are
 few rows; attention to a cache and the rotation become kernels that take a whole batch in one call.
+On a GPU that concerns steps which only decode; without the kernels they are the slower ones of
+torch, which a warning says.
 """
+
+import warnings
 
 import torch
 from torch import Tensor, nn
 
-from phiscope.kernels import build, calls
-from phiscope.model import ACTIVATIONS, MLP, Attention, PhiForCausalLM
+from phiscope.attention import find_paging_obstacle
+from phiscope.cache import DecodeCache
+from phiscope.errors import UnsupportedError
+from phiscope.kernels import build, calls, triton_check
+from phiscope.model import ACTIVATIONS, MLP, Attention, Pass, PhiForCausalLM, place_in_steps
 from phiscope.quantized import quantize
 from phiscope.rotary import rotate
 from phiscope.runtime import Mode
 from phiscope.skeleton import NoInitialValues
+from phiscope.weight_only import multiply_by_triton, round_weights
 from phiscope.wide import widen
 
 
@@ -27,7 +35,12 @@ class StreamedLinear(nn.Linear):
 
 
 def prepare(model: PhiForCausalLM, mode: Mode) -> PhiForCausalLM:
-    """The model in its mode, over the same weights or with integers in their place."""
+    """The model in its mode, over the same weights or with integers in their place.
+
+    Raises `UnsupportedError` if integers on a GPU lack their kernels.
+    """
+    if mode.device == "cuda":
+        return _prepare_for_gpu(model, mode)
     if mode.weights is not None:
         quantize(model, mode.weights, wide=mode.has_wide_products)
     if mode.is_wide:
@@ -38,9 +51,57 @@ def prepare(model: PhiForCausalLM, mode: Mode) -> PhiForCausalLM:
     return model
 
 
+def _prepare_for_gpu(model: PhiForCausalLM, mode: Mode) -> PhiForCausalLM:
+    obstacle = triton_check.find_obstacle()
+    if mode.weights is not None:
+        if obstacle is not None:
+            raise UnsupportedError(f"mode {mode.name!r} needs Triton: {obstacle}")
+        round_weights(model, mode.weights, multiply_by_triton)
+    model.set_attention(mode.attention)
+    decoding = choose_decode_attention(mode, obstacle)
+    model.set_decode_attention(decoding)
+    if obstacle is None:
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.place = place_at_once
+    else:
+        warnings.warn(
+            f"decoding uses {decoding} attention of torch, which is slower: {obstacle}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return model
+
+
+def choose_decode_attention(mode: Mode, obstacle: str | None) -> str:
+    """Our kernel, else torch's with pages, else the one that copies slots; `obstacle` is ours."""
+    if obstacle is None:
+        return "triton"
+    can_page = mode.attention == "flash" and find_paging_obstacle() is None
+    return "paged" if can_page else "masked"
+
+
+def place_at_once(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, run: Pass
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`place_in_steps` by one kernel, where a step only decodes and nobody looks in between."""
+    layer, plan = attention.layer, run.plan
+    is_seen = plan is not None and (plan.wants("q_rot", layer) or plan.wants("k_rot", layer))
+    if is_seen or not isinstance(run.cache, DecodeCache):
+        return place_in_steps(attention, q, k, v, run)
+    from phiscope.kernels.triton_rotary import rotate_and_write
+
+    keys, values = run.cache.data[layer]
+    decodes = run.cache.packed
+    where = (decodes.slot_ids, decodes.positions)
+    rotate_and_write(q, k, v, (run.cos, run.sin), (keys, values), where)
+    return q, keys, values
+
+
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotary.rotate` by a kernel, in place where no gradients are wanted."""
-    return rotate(x, cos, sin) if torch.is_grad_enabled() else calls.rotate(x, cos, sin)
+    is_served = not torch.is_grad_enabled() and calls.serves_attention(x.dtype)
+    return calls.rotate(x, cos, sin) if is_served else rotate(x, cos, sin)
 
 
 def gelu_in_place(x: Tensor) -> Tensor:

@@ -11,12 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phiscope.attention import Backend, attend_with_maps, sdpa, select_backend
+from phiscope.attention import (
+    Backend,
+    DecodeBackend,
+    attend_with_maps,
+    decode_masked,
+    sdpa,
+    select_backend,
+    select_decode_backend,
+)
 from phiscope.cache import Cache
 from phiscope.config import PhiConfig
 from phiscope.errors import ContextLengthError, UnsupportedError
 from phiscope.outputs import Plan
-from phiscope.packing import Packed
+from phiscope.packing import Decodes, Packed
 from phiscope.rotary import Rotation, make_tables, rotate
 
 
@@ -53,6 +61,22 @@ class Pass:
         return x if self.plan is None else self.plan.at(name, layer, x)
 
 
+Placing = Callable[["Attention", Tensor, Tensor, Tensor, Pass], tuple[Tensor, Tensor, Tensor]]
+"""Rotates q (N, H, D) and k (N, G, D), and gives q with the keys and values it attends to."""
+
+
+def place_in_steps(
+    attention: "Attention", q: Tensor, k: Tensor, v: Tensor, run: Pass
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition: rotate, show, and write to the cache if there is one."""
+    layer = attention.layer
+    q = run.at("q_rot", layer, attention.rotate(q, run.cos, run.sin))
+    k = run.at("k_rot", layer, attention.rotate(k, run.cos, run.sin))
+    if run.cache is not None:
+        k, v = run.cache.write(layer, k, v, run.packed)
+    return q, k, v
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention with rotary positions; query heads may share key heads."""
 
@@ -66,7 +90,9 @@ class Attention(nn.Module):
         )
         self.head_dim = config.head_dim
         self.backend: Backend = sdpa
+        self.decode_backend: DecodeBackend = decode_masked
         self.rotate: Rotation = rotate
+        self.place: Placing = place_in_steps
         self._add_projections(config.hidden_size)
         self.dense = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size)
         if config.qk_layernorm:
@@ -76,10 +102,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         q, k, v = self._project(x)  # (N, H, D), (N, G, D), (N, G, D)
         q, k, v = (run.at(name, self.layer, y) for name, y in (("q", q), ("k", k), ("v", v)))
-        q = run.at("q_rot", self.layer, self.rotate(q, run.cos, run.sin))
-        k = run.at("k_rot", self.layer, self.rotate(k, run.cos, run.sin))
-        if run.cache is not None:
-            k, v = run.cache.write(self.layer, k, v, run.packed)
+        q, k, v = self.place(self, q, k, v, run)
         z = run.at("z", self.layer, self._attend(q, k, v, run))  # (N, H, D)
         output: Tensor = self.dense(z.flatten(1))
         return output
@@ -100,6 +123,8 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, run: Pass) -> Tensor:
         plan, layer = run.plan, self.layer
+        if isinstance(run.packed, Decodes):
+            return self.decode_backend(q, k, v, run.packed)
         if plan is None or not plan.wants_maps(layer):
             return self.backend(q, k, v, run.packed)
         return attend_with_maps(
@@ -260,6 +285,13 @@ class PhiForCausalLM(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
+
+    def set_decode_attention(self, name: str) -> None:
+        """Choose how `Decodes` attend to their slots: masked, paged or triton."""
+        backend = select_decode_backend(name)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.decode_backend = backend
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Matrices normal with the config's `initializer_range`, biases zero, norms one."""

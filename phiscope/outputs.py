@@ -19,6 +19,9 @@ class Plan(Protocol):
     def wants_maps(self, layer: int) -> bool:
         """Whether this layer's attention maps are to be computed one by one."""
 
+    def wants(self, name: str, layer: int | None = None) -> bool:
+        """Whether this point is read or changed."""
+
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """See the tensor at a point and return it, or what shall stand there instead.
 

@@ -86,6 +86,29 @@ class Packed:
         return _integers(borders, self.positions.device, torch.int32)
 
 
+@dataclass(frozen=True, eq=False)
+class Decodes(Packed):
+    """One new token for each of S sequences in cache slots, which only the device knows.
+
+    `positions` and `slot_ids` are buffers that are filled anew for every forward, so that a forward
+    can be recorded once. Here on the host, `starts` are the most tokens there may be before.
+    """
+
+    slot_ids: Tensor
+    """(S,) int64: the cache slot of each sequence."""
+
+    @property
+    def num_places(self) -> int:
+        """Tokens that a sequence has at most, the new one included."""
+        return self.starts[0] + 1
+
+
+def make_decodes(slot_ids: Tensor, positions: Tensor, num_places: int) -> Decodes:
+    """A batch over these buffers (S,) int64, of sequences of at most `num_places` tokens."""
+    count = len(slot_ids)
+    return Decodes((1,) * count, (num_places - 1,) * count, None, positions, slot_ids)
+
+
 def pack_lengths(
     lengths: Sequence[int],
     *,

@@ -76,7 +76,7 @@ class QuantizedLinear(nn.Module, ABC):
         """A layer whose weights are rounded from those of a linear layer of floats."""
         weight, bias = linear.weight, linear.bias
         assert isinstance(weight, Tensor)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), weight.device:
             layer = cls(weight.shape[1], weight.shape[0], bias=bias is not None, wide=wide)
             for first in range(0, layer.out_features, _ROWS):
                 layer.fill(weight[first : first + _ROWS].float(), first)
@@ -208,7 +208,7 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def round_groups(units: Tensor) -> tuple[Tensor, Tensor]:
     """Groups (outs, groups, 32) as m * q: q of -8 to 7 and the m (outs, groups) that errs least."""
-    best = torch.full(units.shape[:2], torch.inf)
+    best = units.new_full(units.shape[:2], torch.inf)
     chosen, q = torch.zeros_like(best), torch.zeros_like(units)
     for m in range(1, 17):
         candidate = (units / m).round_().clamp_(-8, 7)

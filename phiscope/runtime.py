@@ -1,6 +1,7 @@
 """Execution modes, and what this machine can do: the only file that asks what machine this is."""
 
 import ctypes
+import importlib.util
 import mmap
 import os
 import platform
@@ -35,6 +36,11 @@ class Mode:
     """Whether activations stay fp32 in products with rounded weights."""
 
     @property
+    def uses_graphs(self) -> bool:
+        """Whether steps of decoding are recorded and replayed."""
+        return self.device == "cuda"
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """What activations are computed in."""
         return torch.float32 if self.is_wide else self.dtype
@@ -48,6 +54,8 @@ MODES: dict[str, Mode] = {
         Mode("bf16-flash", "cuda", torch.bfloat16, "flash"),
         Mode("bf16", "cuda", torch.bfloat16, "sdpa"),
         Mode("fp32", "cuda", torch.float32, "sdpa"),
+        Mode("int8", "cuda", torch.float16, "flash", weights="int8", has_wide_products=True),
+        Mode("int4", "cuda", torch.float16, "flash", weights="int4", has_wide_products=True),
         Mode("fp16-flex", "cuda", torch.float16, "flex"),
         Mode("fp32-flex", "cuda", torch.float32, "flex"),
         Mode("fp32-cpu", "cpu", torch.float32, "native"),
@@ -65,7 +73,7 @@ MODES: dict[str, Mode] = {
 }
 """The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu), bf16, and FlexAttention.
 
-bf16-fp32-cpu has bf16 weights and fp32 arithmetic.
+bf16-fp32-cpu has bf16 weights and fp32 arithmetic; int8 and int4 round the weights alone.
 """
 
 
@@ -81,6 +89,7 @@ class Machine:
     gpus: tuple[str, ...] = ()
     gpu_memory: int = 0
     has_flash: bool = False
+    has_triton: bool = False
     has_gpu_bf16: bool = False
 
     @property
@@ -122,6 +131,8 @@ def find_obstacle(mode: Mode, machine: Machine) -> str | None:
         return f"needs a GPU with bf16 (Ampere or later), and this one is {machine.gpus[0]}"
     if mode.attention == "flash" and not machine.has_flash:
         return "needs FlashAttention (Ampere or later, torch with varlen_attn), not found here"
+    if mode.device == "cuda" and mode.weights and not machine.has_triton:
+        return "needs Triton, which is not installed"
     return None
 
 
@@ -155,6 +166,7 @@ def describe_machine() -> Machine:
         gpus=gpus,
         gpu_memory=torch.cuda.get_device_properties(0).total_memory if gpus else 0,
         has_flash=bool(gpus) and torch.cuda.get_device_capability(0) >= (8, 0) and _has_varlen(),
+        has_triton=importlib.util.find_spec("triton") is not None,
         has_gpu_bf16=bool(gpus) and torch.cuda.get_device_capability(0) >= (8, 0),
     )
 

@@ -9,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phiscope import attention
-from phiscope.attention import BACKENDS, attend_with_maps, eager, select_backend
+from phiscope.attention import (
+    BACKENDS,
+    DECODE_BACKENDS,
+    attend_with_maps,
+    eager,
+    find_paging_obstacle,
+    select_backend,
+    select_decode_backend,
+)
 from phiscope.errors import UnsupportedError
-from phiscope.packing import pack_lengths
+from phiscope.packing import make_decodes, pack_lengths
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -89,6 +97,49 @@ def varlen_definition(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size,
             )[0].transpose(0, 1)
         )
     return torch.cat(outputs)
+
+
+def make_decode_case(kv_heads):
+    """Sequences of 8, 1 and 31 tokens in slots 2, 0 and 1; what they have not written is NaN."""
+    case = make_case([1, 1, 1], [7, 0, 30], [2, 0, 1], kv_heads=kv_heads)
+    for slot, length in ((2, 8), (0, 1), (1, 31)):
+        case.k[slot, length:] = case.v[slot, length:] = torch.nan
+    decodes = make_decodes(torch.tensor([2, 0, 1]), case.packed.positions, 40)
+    return case, decodes
+
+
+def paged_definition(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, **options):
+    tables, lengths = options["block_table"], options["seqused_k"]
+    assert tables.dtype == lengths.dtype == cu_seq_q.dtype == torch.int32
+    assert cu_seq_q.tolist() == list(range(len(q) + 1))
+    assert max_q == 1
+    assert lengths.max() <= max_k <= k.shape[1]
+    assert options["enable_gqa"] == (k.shape[2] != q.shape[1])
+    slots = [table[0] for table in tables.tolist()]
+    starts = [length - 1 for length in lengths.tolist()]
+    return eager(q, k, v, pack_lengths([1] * len(q), starts=starts, slots=slots))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("name", ["masked", "paged"])
+def test_decode_attention_equals_eager_and_reads_no_further(monkeypatch, name, kv_heads):
+    monkeypatch.setattr(attention, "_paged", lambda: paged_definition)
+    case, decodes = make_decode_case(kv_heads)
+    found = DECODE_BACKENDS[name](case.q, case.k, case.v, decodes)
+    torch.testing.assert_close(found, run("eager", case), rtol=1e-12, atol=1e-12)
+
+
+def test_pages_need_a_torch_that_knows_them(monkeypatch):
+    from torch.nn.attention import varlen
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)):
+        """As torch 2.11 has it."""
+
+    attention._paged.cache_clear()
+    monkeypatch.setattr(varlen, "varlen_attn", older)
+    assert "varlen_attn has no block_table" in find_paging_obstacle()
+    with pytest.raises(UnsupportedError, match="no decode attention 'fused'"):
+        select_decode_backend("fused")
 
 
 def test_torch_has_the_variable_length_kernel_that_flash_calls():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from oracle import make_model
 
-from phiscope.cache import PrefixCache
+from phiscope.cache import DecodeCache, KVCache, PrefixCache
 from phiscope.config import PhiConfig
-from phiscope.packing import pack, pack_lengths
+from phiscope.packing import make_decodes, pack, pack_lengths
 
 CONFIG = PhiConfig(
     vocab_size=96,
@@ -72,3 +72,24 @@ def test_a_batch_that_does_not_go_on_from_these_prefixes_is_refused():
 def test_sequences_behind_known_tokens_need_the_cache_that_holds_them():
     with pytest.raises(ValueError, match="need the cache"):
         make_model(CONFIG)(torch.tensor([1, 2]), pack_lengths([2], starts=[3]))
+
+
+def test_decodes_are_written_where_the_device_says():
+    config = dataclasses.replace(CONFIG, num_hidden_layers=2)
+    cache = KVCache(config, num_slots=3, num_places=5, dtype=torch.float32)
+    cache.data.zero_()
+    slots, positions = torch.tensor([2, 0]), torch.tensor([4, 1])
+    packed = make_decodes(slots, positions, 5)
+    decoding = DecodeCache(cache, packed)
+    new = torch.randn(2, 2, 2, config.num_key_value_heads, config.head_dim)
+    for turn in range(2):  # the same batch with other numbers in its buffers
+        slots.copy_(torch.tensor([2 - turn, turn]))
+        for layer in range(2):
+            decoding.write(layer, *new[layer] + turn, packed)
+    for layer in range(2):
+        for turn in range(2):
+            for row in range(2):
+                slot, place = ([2, 0], [1, 1])[turn][row], (4, 1)[row]
+                assert cache.data[layer, :, slot, place].equal(new[layer, :, row] + turn)
+    with pytest.raises(ValueError, match="one batch"):
+        decoding.check(make_decodes(slots, positions, 5))

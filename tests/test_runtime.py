@@ -28,6 +28,7 @@ HOPPER = Machine(
     gpus=("NVIDIA H100",),
     gpu_memory=80 << 30,
     has_flash=True,
+    has_triton=True,
     has_gpu_bf16=True,
 )
 VOLTA = Machine(
@@ -74,6 +75,13 @@ def test_an_older_gpu_says_what_it_lacks(name, reason):
 
 def test_every_mode_runs_on_a_new_gpu_machine():
     assert [name for name, mode in MODES.items() if find_obstacle(mode, HOPPER)] == []
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_integers_on_a_gpu_need_triton(name):
+    machine = replace(HOPPER, has_triton=False)
+    with pytest.raises(UnsupportedError, match=rf"'{name}' needs Triton.*use mode 'fp16-flash'"):
+        select_mode(name, num_parameters=PHI_2, machine=machine)
 
 
 def test_an_unknown_mode_is_named_with_the_choice():

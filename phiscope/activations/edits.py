@@ -71,6 +71,10 @@ class Edit(ABC):
         changed = self._checked(some, self._change(some, [places[i] for i in chosen]))
         return rows.index_copy(0, index, changed.to(rows))
 
+    def changes(self, place: int, prompt_length: int | None) -> bool:
+        """Whether it changes the token at this place."""
+        return self._choose([place], prompt_length) != []
+
     @abstractmethod
     def _change(self, rows: Tensor, places: Sequence[int]) -> Tensor:
         """New rows for the tokens at `places`."""

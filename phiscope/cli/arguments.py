@@ -16,7 +16,8 @@ DEFAULT_MODEL = "tiny"
 POOLING_NAMES = ("mean", "last", "weighted_mean", "max", "first")
 """Those of `phiscope.activations.pooling`, written out so that `--help` needs no torch."""
 MODE_NAMES = (
-    *("auto", "fp16-flash", "fp16", "bf16-flash", "bf16", "fp32", "fp16-flex", "fp32-flex"),
+    *("auto", "fp16-flash", "fp16", "bf16-flash", "bf16", "fp32", "int8", "int4"),
+    *("fp16-flex", "fp32-flex"),
     *("fp32-cpu", "bf16-cpu", "bf16-fp32-cpu", "int8-cpu", "int4-cpu", "int8-fp32-cpu"),
 )
 """Those of `phiscope.runtime`."""

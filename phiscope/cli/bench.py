@@ -45,6 +45,7 @@ def _run(arguments: Namespace) -> int:
 
 
 def _measure(arguments: Namespace, folder: Path, mode: str) -> dict[str, Any]:
+    from phiscope.decoding import make_replay
     from phiscope.evaluation.speed import measure_speed
 
     arguments.mode = mode
@@ -52,7 +53,10 @@ def _measure(arguments: Namespace, folder: Path, mode: str) -> dict[str, Any]:
     phi = load_model(arguments, folder=folder)
     with usage_errors():
         speed = measure_speed(
-            phi.model, bandwidth=_measure_bandwidth(phi.mode.device), **_sizes(arguments)
+            phi.model,
+            bandwidth=_measure_bandwidth(phi.mode.device),
+            replay=make_replay(phi.model, phi.mode),
+            **_sizes(arguments),
         )
     return {"name": f"phiscope {phi.mode.name}", **_describe(speed)}
 

@@ -15,6 +15,7 @@ import torch
 
 from phiscope.cache import KVCache
 from phiscope.generation.engine import Engine
+from phiscope.generation.fixed_step import Replay
 from phiscope.generation.options import GenerationOptions
 from phiscope.model import PhiForCausalLM
 
@@ -53,6 +54,7 @@ def measure_speed(
     batch: int = 8,
     repeats: int = 3,
     bandwidth: float | None = None,
+    replay: Replay | None = None,
 ) -> Speed:
     """Time a model with an engine of its own, on prompts of random tokens that it never saw.
 
@@ -63,6 +65,7 @@ def measure_speed(
         num_slots=batch,
         token_budget=max(512, prompt_tokens, batch * 64),
         reuses_prefixes=False,
+        replay=replay,
     )
     short = min(64, prompt_tokens)
     draw = partial(_draw_prompts, torch.Generator().manual_seed(0), model.config.vocab_size)

@@ -65,6 +65,11 @@ class RowReader:
         wanted = ("attn_probs", layer) in self._by_place
         return wanted or (self._edits is not None and self._edits.wants_maps(layer))
 
+    def wants(self, name: str, layer: int | None = None) -> bool:
+        """Whether this point is read or edited."""
+        is_edited = self._edits is not None and self._edits.wants(name, layer)
+        return is_edited or (name, layer) in self._by_place
+
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """Let edits change a point, then read it if it is wanted."""
         if self._edits is not None:

@@ -24,6 +24,16 @@ class Due:
     job: CompletionJob
     logits: Tensor
     """(1 + k, V): of its last token and of k draft tokens."""
+    greedy_id: int | None = None
+    """The likeliest token by the last of the logits, if it is known already."""
+
+    @property
+    def certain_id(self) -> int | None:
+        """The token that is certain to be chosen and needs no more than to be told."""
+        options = self.job.task.options
+        changes = options.uses_counts or options.logit_bias or options.logprobs is not None
+        is_plain = not (changes or options.temperature or len(self.logits) > 1)
+        return self.greedy_id if is_plain else None
 
 
 class Choice(NamedTuple):
@@ -38,8 +48,9 @@ class Choice(NamedTuple):
 
 def choose(due: Sequence[Due], num_tokens: int) -> list[list[Choice]]:
     """Choose for each completion, in order, as many tokens as its draft lets it, one at least."""
-    if not due:
-        return []
+    certain = [one.certain_id for one in due]
+    if None not in certain:
+        return [[Choice(token_id, None, is_draft=False)] for token_id in certain]
     logits = torch.cat([one.logits for one in due])  # (R, V)
     places = [(one.job, place) for one in due for place in range(len(one.logits))]
     states = [job.sampling.ahead(job.draft.token_ids[:place]) for job, place in places]

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from phiscope.errors import NonFiniteError, UnsupportedError
 from phiscope.generation.choice import Choice, Due, choose
+from phiscope.generation.chunks import ChunkOf, ChunkResult
 from phiscope.generation.completion import CompletionJob, FinishReason, cut_rows
 from phiscope.generation.draft_model import DraftChoice, DraftModel
 from phiscope.generation.drafting import PROMPT_LOOKUP, Draft, DraftAsk, Drafter, PromptLookup
+from phiscope.generation.fixed_step import FixedSteps, Replay
 from phiscope.generation.logprobs import TokenLogprob, read_logprobs
 from phiscope.generation.model_state import ModelState, read_state
 from phiscope.generation.options import GenerationOptions
 from phiscope.generation.request import Request
-from phiscope.generation.runner import ChunkOf, ChunkResult, PlanMaker, Runner
+from phiscope.generation.runner import PlanMaker, Runner
 from phiscope.generation.scheduler import Chunk, Scheduler
 from phiscope.generation.task import Inspect, Limits
 from phiscope.model import PhiForCausalLM, refuse_dropout
@@ -33,7 +35,8 @@ class Engine:
     `context` is the largest number of tokens of prompt and completion together (the model's own
     limit if None), `token_budget` the most tokens one step runs, and `num_tokens` how many ids are
     tokens (the tokenizer's, else all): those after them are never sampled. `make_plan` serves what
-    requests inspect. Not for use from several threads at once.
+    requests inspect. With `replay`, steps that only decode are recorded and replayed. Not for use
+    from several threads at once.
 
     With `reuses_prefixes`, which may be set at any time, the model is looked at whenever a request
     starts, and what was computed before a change of its weights is forgotten. Not every change can
@@ -52,6 +55,7 @@ class Engine:
         num_tokens: int | None = None,
         make_plan: PlanMaker | None = None,
         reuses_prefixes: bool = True,
+        replay: Replay | None = None,
     ) -> None:
         if model.lm_head is None:
             raise UnsupportedError("a model loaded with layers= cannot generate; load it whole")
@@ -65,8 +69,15 @@ class Engine:
             most_draft_tokens=token_budget // num_slots - 1 if num_slots > 0 else 0,
         )
         self.scheduler: Scheduler[CompletionJob] = Scheduler(num_slots, token_budget)
+        fixed = None
+        if replay is not None:
+            fixed = FixedSteps(model, replay, num_tokens=self.limits.num_tokens)
         self._runner = Runner(
-            model, num_slots=num_slots, num_places=self.limits.context, make_plan=make_plan
+            model,
+            num_slots=num_slots,
+            num_places=self.limits.context,
+            make_plan=make_plan,
+            fixed=fixed,
         )
         self.prompt_lookup = PromptLookup(self.limits.num_tokens)
         """Drafts from what the text has said before."""
@@ -74,6 +85,11 @@ class Engine:
         self.reuses_prefixes = reuses_prefixes
         self._state: ModelState | None = None
         """Of the model, as it was when the keys and values in the slots were computed."""
+
+    @property
+    def fixed_steps(self) -> FixedSteps | None:
+        """The recorded steps, to switch them off and on again."""
+        return self._runner.fixed
 
     def submit(
         self,
@@ -236,7 +252,7 @@ class Engine:
             for result in results
             if not (result.chunk.job.has_ended or result.chunk.job.num_pending)
         ]
-        due = [Due(result.chunk.job, result.last_logits) for result in choosing]
+        due = [Due(x.chunk.job, x.last_logits, x.greedy_id) for x in choosing]
         for result, choices in zip(choosing, choose(due, self.limits.num_tokens), strict=True):
             self._take(result.chunk.job, choices, result)
 

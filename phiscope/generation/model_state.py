@@ -42,7 +42,7 @@ def read_state(model: nn.Module) -> ModelState | None:
     """The state of a model; None if it cannot be told."""
     modules = list(model.modules())
     weights = [weight for module in modules for weight in _weights(module)]
-    if not (all(map(_is_known, modules)) and all(map(_is_frozen, weights))):
+    if not (all(map(is_known, modules)) and all(map(_is_frozen, weights))):
         return None
     attributes = [x for module in modules for x in vars(module).values() if isinstance(x, Tensor)]
     parts: list[object] = [*modules, *weights, *attributes]
@@ -59,7 +59,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers(recurse=False)
 
 
-def _is_known(module: nn.Module) -> bool:
+def is_known(module: nn.Module) -> bool:
     """Whether a module does what its class says, and its class is ours or torch's."""
     is_own = type(module).__module__.partition(".")[0] in ("phiscope", "torch")
     is_hooked = any(getattr(module, name) for name in _HOOKS) or "forward" in vars(module)

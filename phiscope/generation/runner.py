@@ -1,7 +1,6 @@
 """Runner: one forward of the model over chunks of many jobs, and the cache they live in."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import Protocol
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from phiscope.cache import KVCache
-from phiscope.generation.completion import CompletionJob
-from phiscope.generation.scheduler import Chunk
+from phiscope.generation.chunks import ChunkOf, ChunkResult, count_logits, list_ids
+from phiscope.generation.fixed_step import FixedSteps, count_spare_slots
 from phiscope.generation.task import Inspect
 from phiscope.model import PhiForCausalLM
 from phiscope.outputs import Plan
@@ -30,29 +29,9 @@ PlanMaker = Callable[[Packed, Sequence[Inspect | None], Sequence[int]], StepPlan
 
 Its `depth` is None: the whole model runs."""
 
-ChunkOf = Chunk[CompletionJob]
-
-
-@dataclass(frozen=True)
-class ChunkResult:
-    """What a forward gave for one chunk."""
-
-    chunk: ChunkOf
-    logits: Tensor
-    """(R, V): of the last R tokens of the chunk, as many as are wanted."""
-    is_finite: bool
-    """Whether all of the logits are."""
-    read_rows: Callable[[], Mapping[str, Tensor]]
-    """Gives the rows of the points it inspects; may refuse them."""
-
-    @property
-    def last_logits(self) -> Tensor:
-        """(1 + k, V): of the last known token and of the draft tokens."""
-        return self.logits[-1 - self.chunk.num_draft :]
-
 
 class Runner:
-    """Owns the cache, reserved when it is first needed."""
+    """Owns the cache, reserved when it is first needed. `fixed` runs the steps that it can."""
 
     def __init__(
         self,
@@ -61,9 +40,12 @@ class Runner:
         num_slots: int,
         num_places: int,
         make_plan: PlanMaker | None,
+        fixed: FixedSteps | None = None,
     ) -> None:
         self.model = model
-        self._shape = (num_slots, num_places)
+        self.fixed = fixed
+        num_spare = 0 if fixed is None else count_spare_slots(num_slots)
+        self._shape = (num_slots + num_spare, num_places)
         self._make_plan = make_plan
         self._cache: KVCache | None = None
 
@@ -86,8 +68,12 @@ class Runner:
 
     def run(self, chunks: Sequence[ChunkOf]) -> list[ChunkResult]:
         """Run the chunks in one forward; the head only for the rows that somebody wants."""
+        results = None if self.fixed is None else self.fixed.run(chunks, self.cache)
+        return self._run_packed(chunks) if results is None else results
+
+    def _run_packed(self, chunks: Sequence[ChunkOf]) -> list[ChunkResult]:
         packed = self._pack(chunks)
-        counts = [_count_logits(chunk) for chunk in chunks]
+        counts = [count_logits(chunk) for chunk in chunks]
         ends = packed.offsets[1:]
         rows = [i for end, n in zip(ends, counts, strict=True) for i in range(end - n, end)]
         plan = self._plan(chunks, packed, rows)
@@ -125,38 +111,18 @@ class Runner:
         """Token ids (N,), or embeddings (N, hidden) if any chunk is of those."""
         if any(chunk.job.task.prompt.embeddings is not None for chunk in chunks):
             return torch.cat([self._embed(chunk) for chunk in chunks])
-        return self._integers([token_id for chunk in chunks for token_id in _ids(chunk)])
+        return self._integers([token_id for chunk in chunks for token_id in list_ids(chunk)])
 
     def _embed(self, chunk: ChunkOf) -> Tensor:
         embeddings = chunk.job.task.prompt.embeddings
         if embeddings is None or not chunk.job.is_prefilling:
-            embedded: Tensor = self._embedding(self._integers(_ids(chunk)))
+            embedded: Tensor = self._embedding(self._integers(list_ids(chunk)))
             return embedded
         part = embeddings[chunk.start : chunk.start + chunk.length]
         return part.to(self.device, self.model.model.hidden_dtype)
 
     def _integers(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-
-def _count_logits(chunk: ChunkOf) -> int:
-    """How many of a chunk's last tokens need their logits."""
-    job = chunk.job
-    if job.task.keeps_logits:
-        return chunk.length
-    if not job.is_prefilling:
-        return 0 if job.has_ended else 1 + chunk.num_draft
-    if job.task.scores_prompt:
-        return chunk.length
-    return 1 if chunk.start + chunk.length == job.num_prompt else 0
-
-
-def _ids(chunk: ChunkOf) -> list[int]:
-    job, start = chunk.job, chunk.start
-    if not job.is_prefilling:
-        return [*job.token_ids[start - job.num_prompt :], *job.draft.token_ids]
-    assert job.task.prompt.ids is not None, "a prompt without embeddings has ids"
-    return job.task.prompt.ids[start : start + chunk.length]
 
 
 def _reader(
