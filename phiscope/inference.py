@@ -38,6 +38,12 @@ def prepare(model: PhiForCausalLM, mode: Mode) -> PhiForCausalLM:
     return model
 
 
+def name_kernels(model: PhiForCausalLM) -> str | None:
+    """The compiler of the kernels that a model was prepared to run; None without kernels."""
+    uses = (m.rotate is rotate_in_place for m in model.modules() if isinstance(m, Attention))
+    return build.name_compiler() if any(uses) else None
+
+
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotary.rotate` by a kernel, in place where no gradients are wanted."""
     return rotate(x, cos, sin) if torch.is_grad_enabled() else calls.rotate(x, cos, sin)

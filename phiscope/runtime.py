@@ -86,21 +86,24 @@ class Machine:
         return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(self.cpu_features))
 
 
-def select_mode(name: str, *, num_parameters: int, machine: Machine | None = None) -> Mode:
+def select_mode(
+    name: str, *, num_parameters: int, machine: Machine | None = None, stored: str | None = None
+) -> Mode:
     """The mode of that name, or for "auto" the one this machine serves best.
 
     "auto" takes fp16-flash (or fp16) on a GPU that holds the model; on a CPU exact fp32 where it
-    fits the memory, else bf16. Raises `UnsupportedError` for a mode that is unknown or that the
+    fits the memory, else bf16. Weights that are `stored` as integers have modes of their own, the
+    first of which is "auto". Raises `UnsupportedError` for a mode that is unknown or that the
     machine lacks, with the reason and a mode to use instead.
     """
     machine = describe_machine() if machine is None else machine
     if name == "auto":
-        return MODES[_best_mode(num_parameters, machine)]
+        return MODES[_best_mode(num_parameters, machine, stored)]
     if name not in MODES:
         raise UnsupportedError(f"no mode {name!r}; choose from auto, {', '.join(MODES)}")
-    reason = find_obstacle(MODES[name], machine)
+    reason = _find_misfit(MODES[name], stored) or find_obstacle(MODES[name], machine)
     if reason is not None:
-        instead = _best_mode(num_parameters, machine)
+        instead = _best_mode(num_parameters, machine, stored)
         raise UnsupportedError(f"mode {name!r} {reason}; use mode {instead!r}")
     return MODES[name]
 
@@ -116,10 +119,23 @@ def find_obstacle(mode: Mode, machine: Machine) -> str | None:
     return None
 
 
+def _find_misfit(mode: Mode, stored: str | None) -> str | None:
+    """Why a mode cannot run weights that are stored as integers, if they are."""
+    if stored in (None, mode.weights):
+        return None
+    others = [other.name for other in MODES.values() if other.weights == stored]
+    return (
+        f"needs the float checkpoint, and these weights were rounded to {stored} when they were "
+        f"stored, for {' and '.join(others)}"
+    )
+
+
 def explain_mode(mode: Mode, machine: Machine) -> str:
     """One line: why "auto" chose this mode."""
     if mode.device == "cuda":
         return f"a GPU is there ({machine.gpus[0]})"
+    if mode.weights is not None:
+        return f"the weights are stored as {mode.weights}"
     if mode.dtype == torch.float32:
         return "no GPU that holds the model; fp32 is exact and fits the memory"
     return "no GPU that holds the model, and fp32 would not fit the memory"
@@ -230,7 +246,9 @@ def _has_kernel(dtype: torch.dtype) -> bool:
     return dtype in kinds and bool(kinds[dtype]())
 
 
-def _best_mode(num_parameters: int, machine: Machine) -> str:
+def _best_mode(num_parameters: int, machine: Machine, stored: str | None) -> str:
+    if stored is not None:
+        return next(mode.name for mode in MODES.values() if mode.weights == stored)
     if machine.gpus and 2 * num_parameters <= 0.8 * machine.gpu_memory:
         return "fp16-flash" if machine.has_flash else "fp16"
     return "fp32-cpu" if 4 * num_parameters <= 0.8 * machine.available_memory else "bf16-cpu"
