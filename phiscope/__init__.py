@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from phiscope.activations.points import POINTS, Point
     from phiscope.api import Phi, load
     from phiscope.cache import KVCache
-    from phiscope.checkpoint import convert, describe, load_model, save_checkpoint, verify
+    from phiscope.checkpoint import (
+        convert,
+        describe,
+        load_model,
+        quantize,
+        save_checkpoint,
+        verify,
+    )
     from phiscope.config import PRESETS, PhiConfig
     from phiscope.errors import (
         CheckpointError,
@@ -52,7 +59,7 @@ _HOMES = {
     "activations.points": ("POINTS", "Point"),
     "api": ("Phi", "load"),
     "cache": ("KVCache",),
-    "checkpoint": ("convert", "describe", "load_model", "save_checkpoint", "verify"),
+    "checkpoint": ("convert", "describe", "load_model", "quantize", "save_checkpoint", "verify"),
     "config": ("PRESETS", "PhiConfig"),
     "errors": (
         *("CheckpointError", "ConfigError", "ContextLengthError", "HubError", "InputError"),
@@ -130,6 +137,7 @@ __all__ = [
     "make_arrow_function",
     "open_store",
     "pack",
+    "quantize",
     "save_checkpoint",
     "verify",
 ]

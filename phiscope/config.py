@@ -17,6 +17,7 @@ from phiscope.strict import check_integer, check_number, check_positive, expect,
 RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+QUANTIZATIONS = ("int8", "int4")
 HIDDEN_ACTS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu")
 MAX_CONFIG_BYTES = 2**20
 MAX_LAYERS = 1024
@@ -103,6 +104,8 @@ class PhiConfig:
     eos_token_id: int = 50256
     dtype: str | None = None
     """The dtype the weights were stored in; None where the config does not say."""
+    quantization: str | None = None
+    """The integers that linear layers' weights were stored as; None: they are floats."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Keys of the config file that mean nothing here: data, never acted on."""
 
@@ -131,6 +134,10 @@ class PhiConfig:
             raise UnsupportedError(f"no hidden_act {self.hidden_act!r}; choose from {HIDDEN_ACTS}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UnsupportedError(f"no dtype {self.dtype!r}; choose from {DTYPES}")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise UnsupportedError(
+                f"no quantization {self.quantization!r}; choose from {QUANTIZATIONS}"
+            )
         expect(isinstance(self.qk_layernorm, bool), "qk_layernorm", self.qk_layernorm, "a bool")
         scaling = self.rope_scaling
         sound = scaling is None or isinstance(scaling, RopeScaling)

@@ -13,6 +13,10 @@ from phiscope.strict import check_integer, check_number, expect
 
 Dialect = Literal["mixformer", "phi-msft", "phi4", "phi5"]
 
+QUANTIZATION = "phiscope_quantization"
+"""The key that says how integer weights are stored, and by which version of that."""
+_QUANTIZATION_VERSION = 1
+
 WRITERS: dict[str, tuple[str, str, str]] = {  # dialect: (model_type, architecture, dtype's key)
     "mixformer": ("mixformer-sequential", "MixFormerSequentialForCausalLM", "torch_dtype"),
     "phi-msft": ("phi-msft", "PhiForCausalLM", "torch_dtype"),
@@ -70,7 +74,7 @@ _FAMILIES: dict[str, tuple[dict[str, str], dict[str, int]]] = {  # model_type: (
 }
 _CONSUMED = (
     *("model_type", "architectures", "torch_dtype", "dtype", "tie_word_embeddings", "head_dim"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", QUANTIZATION),
 )
 _CARRIED = ("pad_token_id", "use_cache")
 
@@ -86,6 +90,7 @@ def read_dialect(raw: Mapping[str, Any]) -> dict[str, Any]:
     given = {ours: raw[key] for ours, key in names.items() if raw.get(key) is not None}
     extra = {key: raw[key] for key in raw if key not in {*names.values(), *_CONSUMED}}
     values = defaults | given | _dtype_of(raw) | _end_token_of(raw, extra)
+    values |= _quantization_of(raw)
     values |= _fill_phi(raw, values) if family == "phi" else _fill_gpt(raw, values, extra)
     return values | {"extra": extra}
 
@@ -99,6 +104,7 @@ def write_dialect(values: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]
     written |= {key: values[ours] for ours, key in _FAMILIES[family][0].items()}
     written |= {"tie_word_embeddings": False, dtype_key: values["dtype"]}
     written |= {key: values["extra"][key] for key in _CARRIED if key in values["extra"]}
+    written |= _write_quantization(values["quantization"], dialect)
     if family == "phi":
         return written | _write_rope(values, dialect)
     if values["rope_scaling"] or values["rope_theta"] != 10000.0 or values["qk_layernorm"]:
@@ -162,6 +168,28 @@ def _refuse_architecture(found: object) -> None:
 def _dtype_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     name = raw.get("dtype") or raw.get("torch_dtype")
     return {} if name in (None, "auto") else {"dtype": str(name).removeprefix("torch.")}
+
+
+def _quantization_of(raw: Mapping[str, Any]) -> dict[str, Any]:
+    told = raw.get(QUANTIZATION)
+    if told is None:
+        return {}
+    sound = isinstance(told, Mapping) and isinstance(told.get("format"), str)
+    expect(sound, QUANTIZATION, told, "an object with format and version")
+    if told.get("version") != _QUANTIZATION_VERSION:
+        raise UnsupportedError(
+            f"integer weights of version {told.get('version')!r} cannot be read, only those of "
+            f"version {_QUANTIZATION_VERSION}; quantize the float checkpoint again"
+        )
+    return {"quantization": told["format"]}
+
+
+def _write_quantization(format: str | None, dialect: Dialect) -> dict[str, Any]:
+    if format is None:
+        return {}
+    if dialect != "phi5":
+        raise UnsupportedError(f"the dialect {dialect!r} has no word for {format} weights")
+    return {QUANTIZATION: {"format": format, "version": _QUANTIZATION_VERSION}}
 
 
 def _end_token_of(raw: Mapping[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,12 @@ def prepare(model: PhiForCausalLM, mode: Mode) -> PhiForCausalLM:
     return model
 
 
+def name_kernels(model: PhiForCausalLM) -> str | None:
+    """The compiler of the kernels that a model was prepared to run; None without kernels."""
+    uses = (m.rotate is rotate_in_place for m in model.modules() if isinstance(m, Attention))
+    return build.name_compiler() if any(uses) else None
+
+
 def _prepare_for_gpu(model: PhiForCausalLM, mode: Mode) -> PhiForCausalLM:
     obstacle = triton_check.find_obstacle()
     if mode.weights is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from phiscope.checkpoint import load_model
+from phiscope.checkpoint import load_integers, load_model
 from phiscope.checkpoint.hub import EMBEDDED, resolve
 from phiscope.config import read_config
 from phiscope.inference import prepare
@@ -51,12 +51,22 @@ class ModelSpec:
             torch.set_num_threads(self.num_threads)
         folder = self.find()
         config = read_config(folder)
-        mode = select_mode(self.mode, num_parameters=config.num_parameters)
+        mode = select_mode(
+            self.mode, num_parameters=config.num_parameters, stored=config.quantization
+        )
         tokenizer = load_tokenizer(folder, config)
-        model = load_model(
+        model = self._load_weights(folder, mode, progress=progress)
+        return Loaded(prepare(model, mode), tokenizer, mode)
+
+    def _load_weights(self, folder: Path, mode: Mode, *, progress: bool) -> PhiForCausalLM:
+        if mode.weights is not None and mode.device == "cpu":
+            wide = mode.has_wide_products
+            return load_integers(
+                folder, mode.weights, wide=wide, layers=self.layers, progress=progress
+            )
+        return load_model(
             folder, dtype=mode.dtype, device=mode.device, layers=self.layers, progress=progress
         )
-        return Loaded(prepare(model, mode), tokenizer, mode)
 
     def settle(self, num_threads: int | None = None) -> "ModelSpec":
         """The same for a process in another working folder, with these threads if it names none."""

@@ -4,14 +4,11 @@ A product rounds each row of activations to 8 bits by a scale of its own, multip
 exactly, and scales the result, so a token's result never depends on its neighbours. `wide` layers
 leave the activations in fp32 and only the weights are rounded.
 
-int8: weight = scale * q, with q from -127 to 127 and a scale for each output.
-int4: weight = scale * m * q, with q from -8 to 7 and a whole m from 1 to 16 for every 32 inputs of
-an output (progressive group quantisation, arXiv:2405.04532): m * q is an 8-bit number again.
-
-Weights lie in panels of 16 outputs, as the kernels read them (kernels/source/integer_linear.cpp).
+How weights become integers, and how these lie, says rounding.py.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +16,20 @@ from torch import Tensor, nn
 
 from phiscope.errors import UnsupportedError
 from phiscope.kernels import build, calls
+from phiscope.rounding import (
+    GROUP,
+    OUTPUTS,
+    PANEL,
+    fill_up,
+    read_int4,
+    read_int8,
+    round_int4,
+    round_int8,
+)
 from phiscope.runtime import use_huge_pages
 
-GROUP = 32
-"""Inputs with a common multiplier; a layer is filled up with zeros to whole groups of them."""
-_PANEL = 16
-_OUTPUTS = 4 * _PANEL
-"""Outputs, too, are filled up: four panels are multiplied at a time."""
-_ROWS = 4096
-"""Rows of a weight that are quantized at a time, which bounds the memory it takes."""
+_NUMBERS = 2**20
+"""Of a weight that are rounded at a time."""
 
 
 class QuantizedLinear(nn.Module, ABC):
@@ -52,11 +54,15 @@ class QuantizedLinear(nn.Module, ABC):
     def shapes(
         in_features: int, out_features: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Names, shapes and dtypes of what is stored, but for the bias."""
+        """Names, shapes and dtypes of what `stored_names` names."""
 
     @abstractmethod
-    def fill(self, weight: Tensor, first: int) -> None:
-        """Store rows of a weight in fp32, from output `first` on; whole panels but for the end."""
+    def round(self, weight: Tensor, *parts: Tensor, threads: int) -> None:
+        """Round rows into parts of what is stored, by the kernel."""
+
+    @abstractmethod
+    def round_plainly(self, weight: Tensor, *parts: Tensor) -> None:
+        """The definition of the same."""
 
     @abstractmethod
     def integers(self) -> Tensor:
@@ -67,9 +73,46 @@ class QuantizedLinear(nn.Module, ABC):
         """The product by the kernel."""
 
     @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Of what is stored, but for the bias; the scales last."""
+        return tuple(self.shapes(self.in_features, self.out_features))
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Outputs to fill in together, which bounds the memory that it takes."""
+        return max(OUTPUTS, _NUMBERS // self.in_features // OUTPUTS * OUTPUTS)
+
+    def make_alike(self, device: str = "cpu") -> "QuantizedLinear":
+        """A layer of the same sizes that holds nothing yet."""
+        sizes, has_bias = (self.in_features, self.out_features), self.bias is not None
+        with torch.device(device):
+            return type(self)(*sizes, bias=has_bias, wide=self.wide)
+
+    def fill(self, weight: Tensor, first: int, *, threads: int = 1) -> None:
+        """Store rows of a weight, from output `first` on: multiples of 64 of them, but at the end.
+
+        Several threads may fill in different rows.
+        """
+        end = first + len(weight)
+        panels = slice(first // PANEL, fill_up(end, OUTPUTS) // PANEL)
+        *whole, scales = (getattr(self, name) for name in self.stored_names)
+        parts = (*(part[panels] for part in whole), scales[first:end])
+        weight = weight if calls.serves_rounding(weight.dtype) else weight.float()
+        if weight.device.type == "cpu" and build.find_obstacle() is None:
+            self.round(weight, *parts, threads=threads)
+        else:
+            self.round_plainly(weight, *parts)
+
+    @property
     def weight(self) -> Tensor:
         """(out_features, in_features) fp32, a copy."""
         return self.integers() * self.scales[:, None]
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What a product takes for a while beside its activations: the weight in wider numbers."""
+        per_number = 5 if self.wide else 0 if build.find_obstacle() is None else 9
+        return per_number * self.in_features * self.out_features
 
     @classmethod
     def of(cls, linear: nn.Module, *, wide: bool = False) -> "QuantizedLinear":
@@ -78,10 +121,18 @@ class QuantizedLinear(nn.Module, ABC):
         assert isinstance(weight, Tensor)
         with torch.inference_mode(False), torch.no_grad(), weight.device:
             layer = cls(weight.shape[1], weight.shape[0], bias=bias is not None, wide=wide)
-            for first in range(0, layer.out_features, _ROWS):
-                layer.fill(weight[first : first + _ROWS].float(), first)
+            size, threads = layer.rows_at_a_time, torch.get_num_threads()
+            for first in range(0, layer.out_features, size):
+                layer.fill(weight[first : first + size], first, threads=threads)
             if isinstance(bias, Tensor) and layer.bias is not None:
                 layer.bias.copy_(bias)
+        return layer
+
+    def widened(self) -> "QuantizedLinear":
+        """A wide layer of the same integers, which both share."""
+        layer = self.make_alike("meta")
+        layer.load_state_dict(self.state_dict(), assign=True)
+        layer.wide = True
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,25 +165,20 @@ class Int8Linear(QuantizedLinear):
     def shapes(
         in_features: int, out_features: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        inputs, outputs = _fill_up(in_features, GROUP), _fill_up(out_features, _OUTPUTS)
+        inputs, outputs = fill_up(in_features, GROUP), fill_up(out_features, OUTPUTS)
         return {
-            "panels": ((outputs // _PANEL, inputs // 4, 64), torch.uint8),
+            "panels": ((outputs // PANEL, inputs // 4, 64), torch.uint8),
             "scales": ((out_features,), torch.float32),
         }
 
-    def fill(self, weight: Tensor, first: int) -> None:
-        scales = weight.abs().amax(dim=1) / 127
-        q = (weight / _divisor(scales)).round_().clamp_(-127, 127)
-        panels = _pad(q, self.panels.shape[1] * 4).view(-1, _PANEL, self.panels.shape[1], 4) + 128
-        place = first // _PANEL
-        self.scales[first : first + len(weight)] = scales
-        target = self.panels[place : place + len(panels)]
-        target.view(*target.shape[:2], _PANEL, 4).copy_(panels.transpose(1, 2))
+    def round(self, weight: Tensor, *parts: Tensor, threads: int) -> None:
+        calls.round_int8(weight, *parts, threads=threads)
+
+    def round_plainly(self, weight: Tensor, *parts: Tensor) -> None:
+        round_int8(weight, *parts)
 
     def integers(self) -> Tensor:
-        bytes_ = self.panels.view(*self.panels.shape[:2], _PANEL, 4).transpose(1, 2)
-        q = (bytes_.reshape(-1, self.panels.shape[1] * 4).short() - 128).to(torch.int8)
-        return q[: self.out_features, : self.in_features]
+        return read_int8(self.panels)[: self.out_features, : self.in_features]
 
     def multiply(self, x: Tensor) -> Tensor:
         return calls.linear_int8(x, self.panels, self.scales, self.bias)
@@ -151,32 +197,21 @@ class Int4Linear(QuantizedLinear):
     def shapes(
         in_features: int, out_features: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        inputs, outputs = _fill_up(in_features, GROUP), _fill_up(out_features, _OUTPUTS)
+        inputs, outputs = fill_up(in_features, GROUP), fill_up(out_features, OUTPUTS)
         return {
-            "panels": ((outputs // _PANEL, inputs // 8, 64), torch.uint8),
-            "multipliers": ((outputs // _PANEL, inputs // GROUP, _PANEL), torch.uint8),
+            "panels": ((outputs // PANEL, inputs // 8, 64), torch.uint8),
+            "multipliers": ((outputs // PANEL, inputs // GROUP, PANEL), torch.uint8),
             "scales": ((out_features,), torch.float32),
         }
 
-    def fill(self, weight: Tensor, first: int) -> None:
-        scales = weight.abs().amax(dim=1) / 120
-        units = _pad(weight / _divisor(scales), self.panels.shape[1] * 8)
-        q, m = round_groups(units.view(len(units), -1, GROUP))
-        halves = (q + 8).to(torch.uint8).view(-1, _PANEL, self.panels.shape[1], 2, 4)
-        panels = halves[..., 0, :] | halves[..., 1, :] << 4
-        place = first // _PANEL
-        self.scales[first : first + len(weight)] = scales
-        target = self.panels[place : place + len(panels)]
-        target.view(*target.shape[:2], _PANEL, 4).copy_(panels.transpose(1, 2))
-        grouped = m.to(torch.uint8).view(-1, _PANEL, m.shape[1]).transpose(1, 2)
-        self.multipliers[place : place + len(grouped)] = grouped
+    def round(self, weight: Tensor, *parts: Tensor, threads: int) -> None:
+        calls.round_int4(weight, *parts, threads=threads)
+
+    def round_plainly(self, weight: Tensor, *parts: Tensor) -> None:
+        round_int4(weight, *parts)
 
     def integers(self) -> Tensor:
-        bytes_ = self.panels.view(*self.panels.shape[:2], _PANEL, 4).transpose(1, 2)
-        halves = torch.stack((bytes_ & 15, bytes_ >> 4), dim=-2)  # (P, 16, inputs / 8, 2, 4)
-        q = halves.reshape(-1, self.multipliers.shape[1], GROUP).to(torch.int8) - 8
-        m = self.multipliers.transpose(1, 2).reshape(-1, self.multipliers.shape[1], 1)
-        whole = (q * m.to(torch.int8)).flatten(1)
+        whole = read_int4(self.panels, self.multipliers)
         return whole[: self.out_features, : self.in_features]
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -191,12 +226,17 @@ def quantize(module: nn.Module, format: str, *, wide: bool = False) -> None:
 
     A layer's old weight is freed before the next one is rounded.
     """
-    kind = FORMATS[format]
-    for parent in [m for m in module.modules() if any(True for _ in m.children())]:
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, kind.of(child, wide=wide))
-            del child
+    _replace(module, lambda linear: FORMATS[format].of(linear, wide=wide))
+
+
+def make_room(module: nn.Module, format: str, *, wide: bool = False) -> None:
+    """Put layers for integer weights, which hold none yet, in place of every linear layer."""
+
+    def make(linear: nn.Linear) -> QuantizedLinear:
+        has_bias = linear.bias is not None
+        return FORMATS[format](linear.in_features, linear.out_features, bias=has_bias, wide=wide)
+
+    _replace(module, make)
 
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,30 +246,9 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x * inverse).round(), most / 127
 
 
-def round_groups(units: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups (outs, groups, 32) as m * q: q of -8 to 7 and the m (outs, groups) that errs least."""
-    best = units.new_full(units.shape[:2], torch.inf)
-    chosen, q = torch.zeros_like(best), torch.zeros_like(units)
-    for m in range(1, 17):
-        candidate = (units / m).round_().clamp_(-8, 7)
-        error = (candidate * m - units).square_().sum(dim=-1)
-        is_better = error < best
-        best = torch.where(is_better, error, best)
-        chosen[is_better] = m
-        q = torch.where(is_better[..., None], candidate, q)
-    return q, chosen
-
-
-def _fill_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
-
-
-def _divisor(scales: Tensor) -> Tensor:
-    """(outs, 1): what to divide by, also for an output whose weights are all zero."""
-    return torch.where(scales > 0, scales, 1)[:, None]
-
-
-def _pad(x: Tensor, width: int) -> Tensor:
-    """Fill up with zeros to this width and to whole panels of outputs."""
-    rows = _fill_up(len(x), _OUTPUTS)
-    return F.pad(x, (0, width - x.shape[1], 0, rows - len(x)))
+def _replace(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    for parent in [m for m in module.modules() if any(True for _ in m.children())]:
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, make(child))
+            del child

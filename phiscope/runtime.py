@@ -103,22 +103,25 @@ class Machine:
         return "amx_bf16" in self.cpu_features
 
 
-def select_mode(name: str, *, num_parameters: int, machine: Machine | None = None) -> Mode:
+def select_mode(
+    name: str, *, num_parameters: int, machine: Machine | None = None, stored: str | None = None
+) -> Mode:
     """The mode of that name, or for "auto" the one this machine serves best.
 
     "auto" takes fp16-flash (or fp16) on a GPU that holds the model; on a CPU exact fp32 where it
     fits the memory, else bf16 weights, with fp32 arithmetic where the CPU has no matrix units.
+    Weights that are `stored` as integers have modes of their own, the first of which is "auto".
     Raises `UnsupportedError` for a mode that is unknown or that the machine lacks, with the reason
     and a mode to use instead.
     """
     machine = describe_machine() if machine is None else machine
     if name == "auto":
-        return MODES[_best_mode(num_parameters, machine)]
+        return MODES[_best_mode(num_parameters, machine, stored)]
     if name not in MODES:
         raise UnsupportedError(f"no mode {name!r}; choose from auto, {', '.join(MODES)}")
-    reason = find_obstacle(MODES[name], machine)
+    reason = _find_misfit(MODES[name], stored) or find_obstacle(MODES[name], machine)
     if reason is not None:
-        instead = _best_mode(num_parameters, machine)
+        instead = _best_mode(num_parameters, machine, stored)
         raise UnsupportedError(f"mode {name!r} {reason}; use mode {instead!r}")
     return MODES[name]
 
@@ -136,10 +139,27 @@ def find_obstacle(mode: Mode, machine: Machine) -> str | None:
     return None
 
 
+def _find_misfit(mode: Mode, stored: str | None) -> str | None:
+    """Why a mode cannot run weights that are stored as integers, if they are."""
+    if stored is None or mode.name in _list_modes_of(stored):
+        return None
+    return (
+        f"needs the float checkpoint, and these weights were rounded to {stored} when they were "
+        f"stored, for {' and '.join(_list_modes_of(stored))}"
+    )
+
+
+def _list_modes_of(stored: str) -> list[str]:
+    """Modes for weights stored as integers: on CPUs, for a GPU lays them out anew, from floats."""
+    return [m.name for m in MODES.values() if m.weights == stored and m.device == "cpu"]
+
+
 def explain_mode(mode: Mode, machine: Machine) -> str:
     """One line: why "auto" chose this mode."""
     if mode.device == "cuda":
         return f"a GPU is there ({machine.gpus[0]})"
+    if mode.weights is not None:
+        return f"the weights are stored as {mode.weights}"
     if mode.dtype == torch.float32:
         return "no GPU that holds the model; fp32 is exact and fits the memory"
     return "no GPU that holds the model, and fp32 would not fit the memory"
@@ -275,7 +295,9 @@ def _has_kernel(dtype: torch.dtype) -> bool:
     return dtype in kinds and bool(kinds[dtype]())
 
 
-def _best_mode(num_parameters: int, machine: Machine) -> str:
+def _best_mode(num_parameters: int, machine: Machine, stored: str | None) -> str:
+    if stored is not None:
+        return _list_modes_of(stored)[0]
     if machine.gpus and 2 * num_parameters <= 0.8 * machine.gpu_memory:
         return "fp16-flash" if machine.has_flash else "fp16"
     if 4 * num_parameters <= 0.8 * machine.available_memory:

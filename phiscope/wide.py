@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from phiscope.kernels import build, calls
 from phiscope.model import PhiForCausalLM
-from phiscope.quantized import QuantizedLinear
+from phiscope.quantized import FORMATS, QuantizedLinear
 from phiscope.skeleton import make_skeleton
 
 _FEW_TOKENS = 64
@@ -86,17 +86,43 @@ class WideNorm(nn.Module):
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-def widen(model: PhiForCausalLM) -> PhiForCausalLM:
-    """A model over the same weights, shared and not copied, with fp32 arithmetic and sdpa."""
+def widen(model: PhiForCausalLM, *, products: bool = False) -> PhiForCausalLM:
+    """A model over the same weights, shared and not copied, with fp32 arithmetic and sdpa.
+
+    Integer weights go on rounding activations, unless `products` are to be wide, too.
+    """
     layers = None if model.lm_head is not None else len(model.model.layers)
     wide = make_skeleton(model.config, layers)
     scratch = Scratch()
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         widened = _widened(module, scratch)
+        if products and isinstance(widened, QuantizedLinear):
+            widened = widened.widened()
         if widened is not None:
             setattr(wide.get_submodule(parent), child, widened)
     return wide.eval()
+
+
+def name_arithmetic(model: PhiForCausalLM) -> str:
+    """What products are computed in: a dtype's name, or "int8" where activations are rounded."""
+    is_rounded = any(isinstance(m, QuantizedLinear) and not m.wide for m in model.modules())
+    return "int8" if is_rounded else str(model.model.hidden_dtype).removeprefix("torch.")
+
+
+def name_weights(model: PhiForCausalLM) -> str:
+    """What linear layers' weights are: a dtype's name, or a format of integers."""
+    kinds = (type(module) for module in model.modules())
+    formats = [name for kind in kinds for name, format in FORMATS.items() if kind is format]
+    dtype = model.model.embed_tokens.weight.dtype
+    return formats[0] if formats else str(dtype).removeprefix("torch.")
+
+
+def count_scratch_bytes(model: PhiForCausalLM) -> int:
+    """What the largest weight takes while it is widened."""
+    sizes = [4 * m.weight.numel() for m in model.modules() if isinstance(m, WideLinear)]
+    sizes += [m.scratch_bytes for m in model.modules() if isinstance(m, QuantizedLinear)]
+    return max(sizes, default=0)
 
 
 def _has_kernels(weight: Tensor) -> bool:

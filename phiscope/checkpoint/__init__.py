@@ -6,6 +6,7 @@ ours; `weights` and below are the files themselves.
 
 from phiscope.checkpoint.folder import Checkpoint
 from phiscope.checkpoint.inspection import Summary, Verification, describe, verify
+from phiscope.checkpoint.quantization import load_integers, quantize
 from phiscope.checkpoint.transfer import (
     SHARD_SIZE,
     TOKENIZER_FILES,
@@ -23,7 +24,9 @@ __all__ = [
     "Verification",
     "convert",
     "describe",
+    "load_integers",
     "load_model",
+    "quantize",
     "save_checkpoint",
     "verify",
     "write_checkpoint",

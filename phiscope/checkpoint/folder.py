@@ -5,7 +5,7 @@ established from headers alone, before anything is allocated.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from phiscope.checkpoint.layouts import (
     stored_shapes,
 )
 from phiscope.checkpoint.stored import StoredTensor
-from phiscope.checkpoint.weights import Span, Weights, read_spans
+from phiscope.checkpoint.weights import Span, Weights, read_spans, read_spans_alone
 from phiscope.config import PhiConfig, read_config
-from phiscope.errors import CheckpointError
+from phiscope.errors import CheckpointError, UnsupportedError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -38,6 +38,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
+        refuse_integers(self.folder, self.config.quantization)
         self.weights = Weights(self.folder)
         try:
             self._read_headers()
@@ -54,8 +55,7 @@ class Checkpoint:
     @property
     def dtypes(self) -> dict[str, int]:
         """How many tensors are stored in each dtype, the commonest first."""
-        counts = Counter(dtype_name(tensor.dtype) for tensor in self.tensors.values())
-        return dict(counts.most_common())
+        return count_dtypes(self.tensors.values())
 
     def spans(self, targets: Mapping[str, Tensor]) -> Iterator[Span]:
         """What to read to fill our tensors, given by our names."""
@@ -72,12 +72,22 @@ class Checkpoint:
         read_spans(self._spans_of(name, rows, tensor))
         return tensor
 
+    def read_rows(self, name: str, rows: range) -> tuple[Tensor, bool]:
+        """Some rows as they are stored, read by this thread alone, and whether all are finite."""
+        tensor = torch.empty((len(rows), *self.shapes[name][1:]), dtype=self.dtype_of(name))
+        return tensor, not read_spans_alone(self._spans_of(name, rows, tensor))
+
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype that holds one of our tensors exactly as it is stored."""
         dtype, *others = {self.tensors[piece.name].dtype for piece in self._pieces[name]}
         for other in others:
             dtype = torch.promote_types(dtype, other)
         return dtype
+
+    def count_bytes(self, name: str) -> int:
+        """What one of our tensors takes in the files."""
+        parts = ((self.tensors[piece.name], piece.rows) for piece in self._pieces[name])
+        return sum(tensor.row_bytes * rows for tensor, rows in parts)
 
     def _spans_of(self, name: str, rows: range, target: Tensor) -> Iterator[Span]:
         for piece in self._pieces[name]:
@@ -110,6 +120,21 @@ class Checkpoint:
                 f"{wrong[0]!r} of {dtype_name(first.dtype)} in {first.file.path.name}; "
                 "take the float checkpoint"
             )
+
+
+def refuse_integers(folder: Path, quantization: str | None) -> None:
+    """Raise `UnsupportedError` for a folder whose weights are stored as integers."""
+    if quantization is not None:
+        raise UnsupportedError(
+            f"{folder} holds weights rounded to {quantization}, which phiscope.load opens in mode "
+            f"'{quantization}-cpu'; for anything else take the float checkpoint they came from"
+        )
+
+
+def count_dtypes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+    """How many of the tensors are stored in each dtype, the commonest first."""
+    counts = Counter(dtype_name(tensor.dtype) for tensor in tensors)
+    return dict(counts.most_common())
 
 
 def dtype_name(dtype: torch.dtype) -> str:

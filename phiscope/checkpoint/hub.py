@@ -17,7 +17,10 @@ SMALL_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
 )
-SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+SAFETENSORS = (
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+    "quantized.safetensors",
+)
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)

@@ -9,8 +9,9 @@ from typing import Any
 
 from phiscope.checkpoint.folder import Checkpoint
 from phiscope.checkpoint.layouts import Layout
+from phiscope.checkpoint.quantized_folder import QuantizedCheckpoint
 from phiscope.checkpoint.weights import find_non_finite, num_threads
-from phiscope.config import PhiConfig
+from phiscope.config import PhiConfig, read_config
 from phiscope.errors import PhiscopeError
 
 
@@ -20,7 +21,8 @@ class Summary:
 
     folder: str
     config: PhiConfig
-    layout: Layout
+    layout: Layout | None
+    """None for integer weights, whose format the config names."""
     dtypes: dict[str, int]
     """Tensors in each dtype."""
     num_tensors: int
@@ -58,7 +60,7 @@ class Verification:
 
 def describe(folder: Path) -> Summary:
     """Summarise a checkpoint without reading its weights; raises as `load_model` does."""
-    with Checkpoint(Path(folder)) as checkpoint:
+    with _open(Path(folder)) as checkpoint:
         return _summarise(checkpoint)
 
 
@@ -70,10 +72,11 @@ def verify(folder: Path, *, on_bytes: Callable[[int], object] | None = None) -> 
     """
     folder = Path(folder)
     try:
-        with Checkpoint(folder) as checkpoint:
+        with _open(folder) as checkpoint:
             summary = _summarise(checkpoint)
             tensors = checkpoint.weights.tensors.values()
             non_finite = tuple(find_non_finite(tensors, on_bytes=on_bytes))
+            faults = _find_faults(checkpoint)
             hashes = _hash_files(folder, on_bytes)
             checkpoint.weights.check_unchanged()
     except PhiscopeError as error:
@@ -81,7 +84,7 @@ def verify(folder: Path, *, on_bytes: Callable[[int], object] | None = None) -> 
         return Verification(
             folder=str(folder), problems=(str(error),), non_finite=(), sha256=hashes
         )
-    problems = [f"{name!r} holds NaN or infinity" for name in non_finite]
+    problems = [f"{name!r} holds NaN or infinity" for name in non_finite] + faults
     return Verification(
         folder=str(folder),
         problems=tuple(problems),
@@ -94,7 +97,17 @@ def verify(folder: Path, *, on_bytes: Callable[[int], object] | None = None) -> 
     )
 
 
-def _summarise(checkpoint: Checkpoint) -> Summary:
+def _open(folder: Path) -> Checkpoint | QuantizedCheckpoint:
+    is_float = read_config(folder).quantization is None
+    return Checkpoint(folder) if is_float else QuantizedCheckpoint(folder)
+
+
+def _find_faults(checkpoint: Checkpoint | QuantizedCheckpoint) -> list[str]:
+    """What else than NaN and infinities cannot be: of integer weights alone."""
+    return checkpoint.find_faults() if isinstance(checkpoint, QuantizedCheckpoint) else []
+
+
+def _summarise(checkpoint: Checkpoint | QuantizedCheckpoint) -> Summary:
     return Summary(
         folder=str(checkpoint.folder),
         config=checkpoint.config,

@@ -60,14 +60,18 @@ def write_safetensors(
     path: Path,
     entries: Mapping[str, tuple[torch.dtype, Shape]],
     tensors: Iterable[torch.Tensor],
+    *,
+    alignment: int = 8,
 ) -> None:
     """Write the tensors, which come one at a time in the entries' order.
 
-    The bytes go to a temporary name, reach the disk, and only then take the final name.
+    They begin at a multiple of `alignment` bytes. The bytes go to a temporary name, reach the disk,
+    and only then take the final name.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            file.write(_make_header(entries, alignment))
             _write_all(file, entries, tensors)
             file.flush()
             os.fsync(file.fileno())
@@ -105,7 +109,6 @@ def _write_all(
     entries: Mapping[str, tuple[torch.dtype, Shape]],
     tensors: Iterable[torch.Tensor],
 ) -> None:
-    file.write(_make_header(entries))
     for (name, (dtype, shape)), tensor in zip(entries.items(), tensors, strict=True):
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(
@@ -115,14 +118,14 @@ def _write_all(
         file.write(view_bytes(tensor.cpu().contiguous()))
 
 
-def _make_header(entries: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
+def _make_header(entries: Mapping[str, tuple[torch.dtype, Shape]], alignment: int) -> bytes:
     header: dict[str, Any] = {"__metadata__": _METADATA}
     end = 0
     for name, (dtype, shape) in entries.items():
         begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    text += b" " * (-(8 + len(text)) % alignment)
     return len(text).to_bytes(8, "little") + text
 
 

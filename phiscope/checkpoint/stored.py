@@ -1,9 +1,11 @@
 """A weight file held open, and where each tensor lies in it.
 
-Files are read with positioned reads and never mapped: a mapped file that is cut short while in
-use kills the process with SIGBUS, a short read is a clean error.
+Files are read with positioned reads: a mapped file that is cut short while in use kills the
+process with SIGBUS, a short read is a clean error. Integer weights alone are mapped, so that all
+processes share them: see quantized_folder.py.
 """
 
+import mmap
 import os
 import stat
 from dataclasses import dataclass
@@ -42,6 +44,12 @@ class StoredTensor:
         tensor = torch.empty(self.shape, dtype=self.dtype)
         self.file.read_into(view_bytes(tensor), self.offset, f"tensor {self.name!r}")
         return tensor
+
+    def view(self, mapping: mmap.mmap) -> torch.Tensor:
+        """It, lying in its mapped file."""
+        size = torch.Size(self.shape)
+        flat = torch.frombuffer(mapping, dtype=self.dtype, count=size.numel(), offset=self.offset)
+        return flat.view(size)
 
 
 class WeightFile:
@@ -90,6 +98,16 @@ class WeightFile:
         buffer = bytearray(size)
         self.read_into(memoryview(buffer), offset, what)
         return bytes(buffer)
+
+    def map(self) -> mmap.mmap:
+        """The whole file as memory of this process: what is written there never reaches the file.
+
+        Every process that maps it shares the pages that none has written to.
+        """
+        try:
+            return mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot map {self.path}: {error}") from error
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if somebody wrote to the file since it was opened."""

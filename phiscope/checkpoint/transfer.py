@@ -34,6 +34,7 @@ from phiscope.checkpoint.weights import Span, convert_values, read_spans, write_
 from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
 from phiscope.errors import CheckpointError, UnsupportedError
 from phiscope.model import PhiForCausalLM
+from phiscope.quantized import QuantizedLinear
 from phiscope.runtime import use_huge_pages
 from phiscope.skeleton import make_skeleton
 from phiscope.strict import read_json_object
@@ -71,7 +72,7 @@ def load_model(
         spans = list(checkpoint.spans(state))
         non_finite = _read_with_bar(spans, progress=progress)
         checkpoint.weights.check_unchanged()
-    _warn_non_finite(checkpoint.folder, non_finite)
+    warn_non_finite(checkpoint.folder, non_finite)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -87,6 +88,8 @@ def save_checkpoint(
     """Write a whole model as a checkpoint folder, which appears complete or not at all."""
     if model.lm_head is None:
         raise UnsupportedError("a model loaded with layers= is no checkpoint; load it whole")
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise UnsupportedError("integer weights are not saved as floats; `phiscope quantize` does")
     state = model.state_dict()
     check_shapes(
         {name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -135,7 +138,7 @@ def convert(
     _check_dtype(dtype)
     with Checkpoint(Path(source)) as checkpoint, new_folder(Path(destination)) as temporary:
         dtypes = {name: dtype or checkpoint.dtype_of(name) for name in checkpoint.shapes}
-        bar = _make_bar(checkpoint.config.num_parameters, "parameter", progress=progress)
+        bar = make_bar(checkpoint.config.num_parameters, "parameter", progress=progress)
 
         def fetch(name: str) -> Tensor:
             tensor = checkpoint.fetch(name, dtypes[name])
@@ -146,7 +149,7 @@ def convert(
             config = checkpoint.config
             _write_checkpoint(temporary, config, layout, dtypes, fetch, max_shard_size)
         checkpoint.weights.check_unchanged()
-        _copy_side_files(checkpoint.folder, temporary)
+        copy_side_files(checkpoint.folder, temporary)
 
 
 def _write_checkpoint(
@@ -166,11 +169,16 @@ def _write_checkpoint(
     }
     commonest = Counter(dtype_name(dtype) for dtype in dtypes.values()).most_common(1)[0][0]
     config = replace(config, dtype=commonest)
+    write_configs(folder, config, layout)
+    tensors = _rearrange(pieces, shapes, fetch)
+    write_weights(folder, entries, tensors, max_shard_size=max_shard_size)
+
+
+def write_configs(folder: Path, config: PhiConfig, layout: Layout = "D") -> None:
+    """The config, and the generation settings that follow from it."""
     write_json(folder / "config.json", config.to_dict(DIALECTS[layout]))
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
-    tensors = _rearrange(pieces, shapes, fetch)
-    write_weights(folder, entries, tensors, max_shard_size=max_shard_size)
 
 
 def _rearrange(
@@ -202,17 +210,17 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
 
 def _read_with_bar(spans: list[Span], *, progress: bool) -> set[str]:
     total = sum(span.out.shape[0] * span.source.row_bytes for span in spans)
-    with _make_bar(total, "B", progress=progress) as bar:
+    with make_bar(total, "B", progress=progress) as bar:
         return read_spans(spans, on_bytes=bar.update)
 
 
-def _make_bar(total: int, unit: str, *, progress: bool) -> "tqdm[None]":
+def make_bar(total: int, unit: str, *, progress: bool) -> "tqdm[None]":
     """A bar on stderr that shows after two seconds, and never where there is no terminal."""
     hidden = None if progress else True
     return tqdm(total=total, unit=unit, unit_scale=True, delay=2, disable=hidden)
 
 
-def _warn_non_finite(folder: Path, names: Iterable[str]) -> None:
+def warn_non_finite(folder: Path, names: Iterable[str]) -> None:
     names = sorted(names)
     if names:
         warnings.warn(
@@ -245,7 +253,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _copy_side_files(source: Path, folder: Path) -> None:
+def copy_side_files(source: Path, folder: Path) -> None:
     """The tokenizer's files, and generation settings where the source has some."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -31,7 +31,7 @@ from phiscope.strict import read_json_object
 
 MAX_THREADS = 4
 
-_CANDIDATES = (  # in transformers' order
+CANDIDATES = (  # in transformers' order
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
@@ -43,9 +43,10 @@ class Weights:
     Raises `CheckpointError` for files that are missing, damaged, or at odds with their index.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str] = CANDIDATES) -> None:
+        """`names` are those of the files that may be there, of which the first is read."""
         self.folder = Path(folder)
-        self.index, names = _find_files(self.folder)
+        self.index, names = _find_files(self.folder, names)
         self.tensors: dict[str, StoredTensor] = {}
         with ExitStack() as stack:
             self.files = [stack.enter_context(WeightFile(self.folder / name)) for name in names]
@@ -117,6 +118,15 @@ def read_spans(
         for num_bytes in done:
             if on_bytes is not None:
                 on_bytes(num_bytes)
+    return reader.non_finite
+
+
+def read_spans_alone(spans: Iterable[Span]) -> set[str]:
+    """`read_spans` in the calling thread alone, for those who have several of their own."""
+    reader = _Reader()
+    for span in spans:
+        for chunk in _split(span):
+            reader.read(chunk)
     return reader.non_finite
 
 
@@ -295,13 +305,15 @@ def _entry_bytes(entry: tuple[torch.dtype, tuple[int, ...]]) -> int:
     return torch.Size(shape).numel() * dtype.itemsize
 
 
-def _find_files(folder: Path) -> tuple[Mapping[str, str] | None, list[str]]:
+def _find_files(
+    folder: Path, candidates: Sequence[str]
+) -> tuple[Mapping[str, str] | None, list[str]]:
     """The index, if the checkpoint is in shards, and the names of its files."""
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}")
-    name = next((x for x in _CANDIDATES if (folder / x).exists()), None)
+    name = next((x for x in candidates if (folder / x).exists()), None)
     if name is None:
-        raise CheckpointError(f"no weights in {folder}; looked for {', '.join(_CANDIDATES)}")
+        raise CheckpointError(f"no weights in {folder}; looked for {', '.join(candidates)}")
     if not name.endswith(".json"):
         return None, [name]
     index = _read_index(folder / name)

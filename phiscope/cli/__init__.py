@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from phiscope.cli.bench import BENCH
 from phiscope.cli.chat import CHAT
-from phiscope.cli.checkpoints import CONVERT, INFO, VERIFY
+from phiscope.cli.checkpoints import CONVERT, INFO, QUANTIZE, VERIFY
 from phiscope.cli.command import Command, make_parser
 from phiscope.cli.doctor import DOCTOR
 from phiscope.cli.embedding import EMBED
@@ -32,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     EXPORT,
     INFO,
     CONVERT,
+    QUANTIZE,
     EXPORT_HUB,
     TRAIN,
     BENCH,

@@ -1,4 +1,4 @@
-"""`phiscope info`, `verify` and `convert`: checkpoint folders, looked at and rewritten."""
+"""`phiscope info`, `verify`, `convert` and `quantize`: checkpoints, looked at and rewritten."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 
 LAYOUT_NAMES = ("A", "B", "C", "D")
 DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64")
+FORMAT_NAMES = ("int8", "int4")
+"""Those of `phiscope.config.QUANTIZATIONS`."""
 _LAYOUT_NOTES = """\
 Layouts: A mixformer-sequential, B phi-msft, C transformers 4.36 (fused),
 D transformers 4.37 and later."""
+
+_QUANTIZE_NOTES = """\
+Linear layers become whole numbers of 8 bits with a scale for each output, or of
+4 bits with a multiplier for every 32 inputs too; embeddings bf16. The folder is
+for Phiscope alone: --mode auto runs it as int8-cpu or int4-cpu, and processes
+that do share its memory. docs/modes.md has what rounding costs."""
 
 _VERIFY_NOTES = """\
 Of a checkpoint: names, shapes, NaN and infinities, and the hash of each file.
@@ -62,6 +70,12 @@ def _add_convert_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def _add_quantize_arguments(parser: ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("folder", metavar="FOLDER", help="a new folder")
+    parser.add_argument("--format", choices=FORMAT_NAMES, default="int8", help="(default: int8)")
+
+
 def _find(name: str, revision: str | None) -> Path:
     from phiscope.checkpoint.hub import resolve
 
@@ -87,7 +101,7 @@ def _print_summary(summary: "Summary") -> None:
     emit_facts(
         [
             ("folder", summary.folder),
-            ("layout", summary.layout),
+            ("layout", summary.layout or f"Phiscope's {config.quantization}"),
             ("parameters", show_count(summary.num_parameters)),
             ("layers", f"{config.num_hidden_layers} of {config.hidden_size} with {heads}"),
             ("mlp", f"{config.intermediate_size}, {config.hidden_act}"),
@@ -128,8 +142,9 @@ def _verify_checkpoint(arguments: Namespace) -> int:
 
 def _print_verification(found: "Verification") -> None:
     emit_facts([("folder", found.folder), ("sound", "yes" if found.sound else "no")])
-    if found.layout is not None:
-        emit(f"{show_count(found.num_tensors)} tensors in layout {found.layout}, all shapes right")
+    if found.num_tensors:
+        where = "as Phiscope rounds them" if found.layout is None else f"in layout {found.layout}"
+        emit(f"{show_count(found.num_tensors)} tensors {where}, all shapes right")
     for name, digest in found.sha256.items():
         emit(f"{digest}  {name}")
 
@@ -157,6 +172,21 @@ def _run_convert(arguments: Namespace) -> int:
     return OK
 
 
+def _run_quantize(arguments: Namespace) -> int:
+    from phiscope.checkpoint import quantize
+
+    model, folder = arguments.model, Path(arguments.folder)
+    source = _find(model, arguments.revision)
+    quantize(source, folder, format=arguments.format, progress=shows_progress())
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    if arguments.json:
+        written = {"model": model, "folder": str(folder), "format": arguments.format}
+        emit_json(written | {"bytes": size})
+    else:
+        note(f"{folder}: {model} in {arguments.format}, {show_bytes(size)}")
+    return OK
+
+
 INFO = Command(
     name="info",
     summary="say what a checkpoint holds, from its headers",
@@ -180,4 +210,12 @@ CONVERT = Command(
     add_arguments=_add_convert_arguments,
     run=_run_convert,
     notes=_LAYOUT_NOTES,
+)
+QUANTIZE = Command(
+    name="quantize",
+    summary="round a checkpoint's weights to 8 or 4 bits, in a folder that loads at once",
+    usage="MODEL FOLDER [options]",
+    add_arguments=_add_quantize_arguments,
+    run=_run_quantize,
+    notes=_QUANTIZE_NOTES,
 )

@@ -20,10 +20,13 @@ from phiscope.cli.printing import (
 from phiscope.errors import StoreError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from phiscope.extraction.extractor import Extractor
     from phiscope.extraction.inputs import Row, Source
     from phiscope.extraction.options import ExtractOptions
     from phiscope.extraction.verification import Verification
+    from phiscope.model import PhiForCausalLM
     from phiscope.store import Store
 
 _HEADER = ("column", "max abs", "max rel", "expected", "sound")
@@ -98,15 +101,13 @@ def _watch(source: "Source") -> Iterator["Row"]:
 
 
 def _make_extractor(arguments: Namespace, manifest: Mapping[str, Any]) -> "Extractor":
-    """The extractor of a store's job, with weights of its dtype wherever this runs."""
+    """The extractor of a store's job, with weights of its kind wherever this runs."""
     import torch
 
-    from phiscope.checkpoint import load_model
     from phiscope.checkpoint.hub import resolve
     from phiscope.config import read_config
     from phiscope.extraction.extractor import Extractor
     from phiscope.extraction.readings import find_depth, make_readings
-    from phiscope.runtime import select_mode
     from phiscope.tokenizer import load_tokenizer
 
     name, revision = _find_name(arguments, manifest)
@@ -114,14 +115,31 @@ def _make_extractor(arguments: Namespace, manifest: Mapping[str, Any]) -> "Extra
     folder = resolve(name, revision=revision)
     config = read_config(folder)
     torch.set_num_threads(choose_threads(arguments, folder) or torch.get_num_threads())
-    model = load_model(
+    kind = manifest["job"]["software"]["weights"]
+    model = _load(folder, kind, layers=find_depth(make_readings(options, config)))
+    return Extractor(model, load_tokenizer(folder, config), options)
+
+
+def _load(folder: "Path", kind: str, *, layers: int | None) -> "PhiForCausalLM":
+    """A model with weights of a dtype, or of a format of integers."""
+    import torch
+
+    from phiscope.checkpoint import load_integers, load_model
+    from phiscope.config import QUANTIZATIONS, read_config
+    from phiscope.runtime import select_mode
+    from phiscope.wide import widen
+
+    if kind in QUANTIZATIONS:
+        model = load_integers(folder, kind, wide=True, layers=layers, progress=shows_progress())
+        return widen(model)
+    count = read_config(folder).num_parameters
+    return load_model(
         folder,
-        dtype=getattr(torch, manifest["job"]["software"]["weights"]),
-        device=select_mode("auto", num_parameters=config.num_parameters).device,
-        layers=find_depth(make_readings(options, config)),
+        dtype=getattr(torch, kind),
+        device=select_mode("auto", num_parameters=count).device,
+        layers=layers,
         progress=shows_progress(),
     )
-    return Extractor(model, load_tokenizer(folder, config), options)
 
 
 def _find_name(arguments: Namespace, manifest: Mapping[str, Any]) -> tuple[str, str | None]:

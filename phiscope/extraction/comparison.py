@@ -22,7 +22,10 @@ from phiscope.extraction.readings import Reading
 from phiscope.extraction.reference import Array, Reference, fold
 from phiscope.store import Store
 
-ARITHMETIC = {"float64": 1e-6, "float32": 1e-4, "float16": 2.0**-6, "bfloat16": 2.0**-3}
+ARITHMETIC = {
+    **{"float64": 1e-6, "float32": 1e-4, "float16": 2.0**-6, "bfloat16": 2.0**-3},
+    "int8": 2.0**-3,
+}
 """The relative error that a row may have from a forward in each dtype, several times the usual."""
 _SUMMARY_FACTOR = 4
 """A softmax makes of the absolute errors of scores relative ones, so that maps err by more."""

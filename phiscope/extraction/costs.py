@@ -12,6 +12,7 @@ from phiscope.extraction.pieces import Piece
 from phiscope.extraction.progress import count_matmul_flops
 from phiscope.extraction.shard import Shard
 from phiscope.store.schema import BATCH_BYTES
+from phiscope.wide import count_scratch_bytes
 
 _HEAD_ROWS = 256
 """Rows whose logits are in memory at once, as in `reader`."""
@@ -39,9 +40,7 @@ class Costs:
         self._has_maps = any(reading.point.is_summary for reading in extractor.readings)
         self._heads = {reading.reducer for reading in extractor.readings if reading.part}
         """How rows whose logits are wanted are pooled before."""
-        weights = extractor.model.parameters()
-        is_wide = body.embed_tokens.weight.dtype != self._dtype
-        self._buffer_bytes = 4 * max(w.numel() for w in weights) if is_wide else 0
+        self._buffer_bytes = count_scratch_bytes(extractor.model)
         arrow = self._schema.arrow()
         nothing = pa.record_batch([pa.array([], field.type) for field in arrow], schema=arrow)
         self._stream_bytes = int(arrow.serialize().size) + _END_BYTES

@@ -16,14 +16,17 @@ from phiscope.activations.edits import Edit, Transform
 from phiscope.config import PhiConfig
 from phiscope.errors import UnsupportedError
 from phiscope.extraction.extractor import Extractor
+from phiscope.inference import name_kernels
 from phiscope.model import PhiForCausalLM
 from phiscope.runtime import describe_machine, describe_products
+from phiscope.wide import name_arithmetic, name_weights
 
 Json = Any
 _SETTINGS = ("tokens", "overflow", "dtype", "top_k", "token_ids", "share_prefixes")
 _UNREAD = {
     *("initializer_range", "embd_pdrop", "resid_pdrop", "attention_dropout"),
-    *("bos_token_id", "eos_token_id", "dtype", "extra"),
+    *("bos_token_id", "eos_token_id", "dtype", "quantization"),
+    "extra",
 }
 """Of a config: what no forward reads, and files with the same weights may tell differently."""
 
@@ -118,8 +121,9 @@ def _describe_software(extractor: Extractor) -> dict[str, Json]:
     return {
         "phiscope": phiscope.__version__,
         "torch": torch.__version__,
-        "weights": str(weight.dtype).removeprefix("torch."),
-        "arithmetic": str(extractor.model.model.hidden_dtype).removeprefix("torch."),
+        "weights": name_weights(extractor.model),
+        "arithmetic": name_arithmetic(extractor.model),
+        "kernels": name_kernels(extractor.model),
         "attention": " ".join(sorted(attention)),
         "device": torch.cuda.get_device_name(weight.device) if on_gpu else _describe_cpu(),
         "products": describe_products(weight.device),

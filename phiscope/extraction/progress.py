@@ -10,9 +10,11 @@ from tqdm import tqdm
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.inputs import Row
 from phiscope.extraction.verification import Verification
+from phiscope.quantized import QuantizedLinear
 from phiscope.runtime import measure_matmul_peak
 from phiscope.store import ShardRecord, StoreWriter
 from phiscope.store.manifest import read_manifest
+from phiscope.wide import name_arithmetic
 
 _LONG_ENOUGH = 10.0
 """Seconds of work from which its speed says something."""
@@ -134,6 +136,8 @@ class Progress:
         extractor = self._extractor
         if extractor is None or seconds < _LONG_ENOUGH or not self._forward_tokens:
             return None
+        if name_arithmetic(extractor.model) == "int8":
+            return None  # torch has no product of such rows whose peak could be measured
         peak = measure_matmul_peak(extractor.device, extractor.model.model.hidden_dtype)
         return count_matmul_flops(extractor) * self._forward_tokens / seconds / peak
 
@@ -148,5 +152,6 @@ def _count_bad_rows(writer: StoreWriter) -> int:
 def count_matmul_flops(extractor: Extractor) -> int:
     """Floating-point operations of the blocks' weights for one token."""
     blocks = extractor.model.model.layers[: extractor.depth]
-    matrices = (p for p in blocks.parameters() if p.ndim == 2)
-    return 2 * sum(matrix.numel() for matrix in matrices)
+    floats = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
+    layers = (module for module in blocks.modules() if isinstance(module, QuantizedLinear))
+    return 2 * (floats + sum(layer.in_features * layer.out_features for layer in layers))

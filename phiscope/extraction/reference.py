@@ -21,11 +21,12 @@ from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.pieces import Piece, Text, cut_windows
 from phiscope.model import PhiForCausalLM
 from phiscope.runtime import exact_products
-from phiscope.wide import widen
+from phiscope.wide import name_arithmetic, widen
 
 Array = NDArray[np.float64]
 
 _MAX_NUMBERS = 2**24
+_EXACT = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ class Rows:
 class Reference:
     """An extractor's model in fp32, or as it is where it is no narrower.
 
+    Integer weights stay what they are, but activations are not rounded.
+
     States of `max_numbers` numbers are in memory at a time, or those of one point.
     """
 
     def __init__(self, extractor: Extractor, *, max_numbers: int = _MAX_NUMBERS) -> None:
         self._extractor = extractor
         self._max_numbers = max_numbers
-        is_narrow = extractor.model.model.hidden_dtype.itemsize < 4
-        self._model: PhiForCausalLM = widen(extractor.model) if is_narrow else extractor.model
+        is_exact = name_arithmetic(extractor.model) in _EXACT
+        self._model: PhiForCausalLM = (
+            extractor.model if is_exact else widen(extractor.model, products=True)
+        )
 
     def run(self, text: Text, points: Sequence[Point]) -> Iterator[Rows]:
         """The rows of a text's chosen tokens at the points, window by window."""

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from phiscope.checkpoint.folder import Checkpoint
+from phiscope.checkpoint.folder import Checkpoint, refuse_integers
 from phiscope.checkpoint.hub import find_local, resolve
 from phiscope.checkpoint.layouts import Piece, find_pieces
+from phiscope.checkpoint.quantized_folder import FILE_NAME
 from phiscope.checkpoint.weights import Weights
-from phiscope.config import MAX_CONFIG_BYTES
+from phiscope.config import MAX_CONFIG_BYTES, read_config
 from phiscope.errors import CheckpointError
 from phiscope.hf.flags import Flags
 from phiscope.strict import read_json_object
@@ -156,10 +157,17 @@ def _find_folder(name: Any, kwargs: dict[str, Any]) -> Path | None:
     else:
         folder = local / sub
     if not any((folder / file).is_file() for file in _WEIGHT_FILES):
+        refuse_integers(folder, _read_quantization(folder))
         return None
     for key in (*_HUB, "revision", "subfolder"):
         kwargs.pop(key, None)
     return folder
+
+
+def _read_quantization(folder: Path) -> str | None:
+    """The format of integer weights, which transformers' classes do not run, if it has some."""
+    is_there = (folder / FILE_NAME).is_file()
+    return read_config(folder).quantization if is_there else None
 
 
 def _is_native(folder: Path) -> bool:

@@ -43,6 +43,14 @@ def open_kernels() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def name_compiler() -> str:
+    """The compiler's own word for itself: another one may give other last bits."""
+    name = open_kernels().name_compiler
+    name.restype = ctypes.c_char_p
+    found: bytes = name()
+    return found.decode()
+
+
 def build(compiler: str, flags: Sequence[str], path: Path) -> None:
     """Compile all sources into one library at `path`, which appears there only when it is whole.
 

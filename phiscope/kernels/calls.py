@@ -22,6 +22,7 @@ _LINEAR = {  # weight's dtype, activations' dtype: kernel
     (torch.bfloat16, torch.bfloat16): "linear_bf16",
 }
 _SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_ROUNDED = {**_SUFFIXES, torch.float16: "fp16"}
 
 
 def serves_linear(weight: torch.dtype, x: torch.dtype | None = None) -> bool:
@@ -96,6 +97,43 @@ def linear_int4(
         _at(x), _at(weight), _at(multipliers), _at(scales), _at(bias), _at(y), *sizes
     )
     return y
+
+
+def serves_rounding(weight: torch.dtype) -> bool:
+    """Whether `round_int8` and `round_int4` take weights of this dtype."""
+    return weight in _ROUNDED
+
+
+def round_int8(weight: Tensor, panels: Tensor, scales: Tensor, *, threads: int) -> None:
+    """Round rows (outs, width) into panels and scales; see rounding.py."""
+    weight, sizes = _prepare_rounding(weight, panels, scales, per_step=4)
+    kernel = _function(f"round_int8_{_ROUNDED[weight.dtype]}", 3, 3)
+    kernel(_at(weight), _at(panels), _at(scales), *sizes, threads)
+
+
+def round_int4(
+    weight: Tensor, panels: Tensor, multipliers: Tensor, scales: Tensor, *, threads: int
+) -> None:
+    """Round rows (outs, width) into panels, multipliers and scales; see rounding.py."""
+    weight, sizes = _prepare_rounding(weight, panels, scales, per_step=8)
+    assert multipliers.is_contiguous()
+    assert multipliers.numel() * 16 == panels.numel()
+    kernel = _function(f"round_int4_{_ROUNDED[weight.dtype]}", 4, 3)
+    kernel(_at(weight), _at(panels), _at(multipliers), _at(scales), *sizes, threads)
+
+
+def _prepare_rounding(
+    weight: Tensor, panels: Tensor, scales: Tensor, *, per_step: int
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """The weight's rows one after the other; their number, their width, and the panels' width."""
+    rows, width = weight.shape
+    padded = panels.shape[1] * per_step
+    assert panels.is_contiguous()
+    assert scales.is_contiguous()
+    assert len(scales) == rows
+    assert rows <= 16 * len(panels) < rows + 64
+    assert width <= padded
+    return weight.contiguous(), (rows, width, padded)
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, sequences: Tensor, *, num_keys: int) -> Tensor:

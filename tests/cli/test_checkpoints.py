@@ -104,3 +104,34 @@ def test_a_name_that_leads_nowhere_is_a_checkpoint_fault(command, run):
     code, out, err = run(command, *words)
     assert (code, out) == (4, "")
     assert "no folder 'nowhere'" in err
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_quantize_writes_a_folder_that_all_commands_know(run, folder, tmp_path, format):
+    there = tmp_path / "there"
+    code, out, err = run("quantize", folder, there, "--format", format, "--json")
+    written = json.loads(out)
+    assert (code, err, written["format"]) == (0, "", format)
+    assert written["bytes"] == sum(path.stat().st_size for path in there.iterdir())
+    assert f"Phiscope's {format}" in run("info", there)[1]
+    assert json.loads(run("info", there, "--json")[1])["config"]["quantization"] == format
+    code, out, _ = run("verify", there)
+    assert code == 0
+    assert "tensors as Phiscope rounds them, all shapes right" in out
+    words = ("a text", "--max-new-tokens", "5", "--model")
+    code, text, _ = run("generate", *words, there)
+    assert (code, text) == run("generate", *words, folder, "--mode", f"{format}-cpu")[:2]
+    assert code == 0
+
+
+def test_what_a_folder_of_integers_does_not_serve_is_refused_with_the_remedy(run, folder, tmp_path):
+    there = tmp_path / "there"
+    assert run("quantize", folder, there)[0] == 0
+    code, _, err = run("generate", "a", "--model", there, "--mode", "fp32-cpu")
+    assert code == 1
+    assert "use mode 'int8-cpu'" in err
+    for words in (("convert", there), ("quantize", there), ("export-hub", there)):
+        code, _, err = run(*words, tmp_path / "other")
+        assert code != 0
+        assert "take the float checkpoint" in err
+    assert not (tmp_path / "other").exists()

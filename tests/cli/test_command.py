@@ -101,3 +101,10 @@ def test_presets_in_the_help_are_those_of_the_library():
     from phiscope.training.options import PRESETS
 
     assert tuple(PRESETS) == PRESET_NAMES
+
+
+def test_formats_in_the_help_are_those_of_the_library():
+    from phiscope.cli.checkpoints import FORMAT_NAMES
+    from phiscope.config import QUANTIZATIONS
+
+    assert FORMAT_NAMES == QUANTIZATIONS

@@ -23,7 +23,8 @@ def test_machines_without_avx512_compute_the_same(machine, tmp_path, monkeypatch
         pytest.skip("these are x86 processors")
     torch.manual_seed(0)
     x = torch.randn(20, 96)
-    layers = [kind.of(torch.nn.Linear(96, 70)) for kind in (Int8Linear, Int4Linear)]
+    linear = torch.nn.Linear(96, 70).requires_grad_(False)
+    layers = [kind.of(linear) for kind in (Int8Linear, Int4Linear)]
     weight = torch.randn(51, 96)
     wanted = [layer.multiply(x) for layer in layers] + [calls.linear(x[:5], weight, None)]
     flags = [flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))]
@@ -34,9 +35,12 @@ def test_machines_without_avx512_compute_the_same(machine, tmp_path, monkeypatch
     calls._function.cache_clear()
     try:
         found = [layer.multiply(x) for layer in layers] + [calls.linear(x[:5], weight, None)]
+        rounded = [type(layer).of(linear).state_dict() for layer in layers]
     finally:
         calls._function.cache_clear()
     torch.testing.assert_close(found, wanted)
+    for layer, state in zip(layers, rounded, strict=True):
+        assert all(part.equal(state[name]) for name, part in layer.state_dict().items())
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path):

@@ -79,8 +79,24 @@ INLINE uint16_t to_bf16(float x) {
     return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
+// IEEE's half precision: with the exponent's bits in their place, and 112 too small.
+struct Half {
+    uint16_t bits;
+};
+
 INLINE float read(const float* x) { return *x; }
 INLINE float read(const uint16_t* x) { return from_bf16(*x); }
+INLINE float read(const Half* x) {
+    uint32_t rest = uint32_t(x->bits & 0x7FFF) << 13, sign = uint32_t(x->bits & 0x8000) << 16;
+    float y;
+    memcpy(&y, &rest, 4);
+    y *= 0x1p112f;
+    memcpy(&rest, &y, 4);
+    if ((x->bits & 0x7C00) == 0x7C00) rest |= 0x7F800000;
+    rest |= sign;
+    memcpy(&y, &rest, 4);
+    return y;
+}
 INLINE void write(float* y, float x) { *y = x; }
 INLINE void write(uint16_t* y, float x) { *y = to_bf16(x); }
 
@@ -141,6 +157,13 @@ INLINE floats load_floats(const float* from) { return load<floats>(from); }
 INLINE floats load_floats(const uint16_t* from) {
     typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
     return (floats)(__builtin_convertvector(load<halves>(from), ints) << 16);
+}
+INLINE floats load_floats(const Half* from) {
+    typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
+    ints all = __builtin_convertvector(load<halves>(from), ints);
+    ints rest = (ints)((floats)((all & 0x7FFF) << 13) * spread(0x1p112f));
+    ints special = (all & 0x7C00) == 0x7C00;
+    return (floats)(rest | (special & 0x7F800000) | (all & 0x8000) << 16);
 }
 
 INLINE void store_floats(float* to, floats v) { store(to, v); }
