@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+    "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE, HERE.parent / "runners"))),
 }
 OURS = "phiscope"
 PEERS = (
