@@ -118,7 +118,8 @@ def _find_outliers(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """The tensors with a number out of their range, and the number."""
     for name, tensor in tensors.items():
         if (limits := _range_of(name)) is not None:
-            least, most = (float(x) for x in tensor.aminmax())
+            numbers = tensor.numpy()  # tens of times sooner than torch's own of bytes
+            least, most = float(numbers.min()), float(numbers.max())
             if not (limits[0] <= least and most <= limits[1]):
                 worst = least if least < limits[0] else most
                 yield f"{name!r} holds {worst:g}, and must be from {limits[0]} to {limits[1]}"
