@@ -48,6 +48,8 @@ class KVCache:
             config.head_dim,
         )
         self.data = torch.empty(shape, dtype=dtype, device=device)
+        self.layers = [(keys, values) for keys, values in self.data]
+        """For each layer, keys and values, each (slot, place, kv_head, head_dim)."""
         self.num_slots = num_slots
         self.num_places = num_places
 
@@ -70,8 +72,8 @@ class KVCache:
 
         Returns this layer's keys and values, each (slot, place, kv_head, head_dim).
         """
-        keys, values = self.data[layer]
-        where = _list_places(packed, self.num_places)
+        keys, values = self.layers[layer]
+        where = list_places(packed, self.num_places)
         keys.flatten(0, 1).index_copy_(0, where, k.to(keys.dtype))
         values.flatten(0, 1).index_copy_(0, where, v.to(values.dtype))
         return keys, values
@@ -163,7 +165,7 @@ class Continuation:
 
 
 @lru_cache(maxsize=1)
-def _list_places(packed: Packed, num_places: int) -> Tensor:
-    """(N,) int64: where each token is kept, counted over all slots; all layers share it."""
+def list_places(packed: Packed, num_places: int) -> Tensor:
+    """(N,) int64: where each token of a batch is kept, counted over all slots."""
     with torch.inference_mode(False):
         return packed.token_slots * num_places + packed.positions

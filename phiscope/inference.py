@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from phiscope.attention import find_paging_obstacle
-from phiscope.cache import DecodeCache
+from phiscope.cache import DecodeCache, KVCache, list_places
 from phiscope.errors import UnsupportedError
 from phiscope.kernels import build, calls, triton_check
 from phiscope.model import ACTIVATIONS, MLP, Attention, Pass, PhiForCausalLM, place_in_steps
@@ -91,9 +91,8 @@ def place_at_once(
     attention: Attention, q: Tensor, k: Tensor, v: Tensor, run: Pass
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`place_in_steps` by one kernel, where a step only decodes and nobody looks in between."""
-    layer, plan = attention.layer, run.plan
-    is_seen = plan is not None and (plan.wants("q_rot", layer) or plan.wants("k_rot", layer))
-    if is_seen or not isinstance(run.cache, DecodeCache):
+    layer = attention.layer
+    if _looks_between(run, layer) or not isinstance(run.cache, DecodeCache):
         return place_in_steps(attention, q, k, v, run)
     from phiscope.kernels.triton_rotary import rotate_and_write
 
@@ -102,6 +101,26 @@ def place_at_once(
     where = (decodes.slot_ids, decodes.positions)
     rotate_and_write(q, k, v, (run.cos, run.sin), (keys, values), where)
     return q, keys, values
+
+
+def place_in_slots(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, run: Pass
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`place_in_steps` by one kernel, where nobody looks in between."""
+    layer, cache = attention.layer, run.cache
+    is_served = not torch.is_grad_enabled() and calls.serves_attention(q.dtype)
+    takes_them = isinstance(cache, KVCache) and cache.data.dtype == q.dtype
+    if not is_served or not takes_them or _looks_between(run, layer):
+        return place_in_steps(attention, q, k, v, run)
+    assert isinstance(cache, KVCache)
+    places = list_places(run.packed, cache.num_places)
+    q, _ = calls.place(q, k, v, (run.cos, run.sin), cache.layers[layer], places)
+    return q, *cache.layers[layer]
+
+
+def _looks_between(run: Pass, layer: int) -> bool:
+    plan = run.plan
+    return plan is not None and (plan.wants("q_rot", layer) or plan.wants("k_rot", layer))
 
 
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -123,6 +142,7 @@ def _use_kernels(model: PhiForCausalLM) -> None:
                 setattr(module, name, _stream(child))
         if isinstance(module, Attention):
             module.rotate = rotate_in_place
+            module.place = place_in_slots
         if isinstance(module, MLP) and module.activation is ACTIVATIONS["gelu_new"]:
             module.activation = gelu_in_place
 

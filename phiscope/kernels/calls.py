@@ -143,17 +143,17 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, sequences: Tensor, *, num_ke
     place of its first key, counted over all axes before the last two, and how many keys there are;
     `num_keys` is their sum.
     """
-    q = q.contiguous()
-    out = torch.empty_like(q)
     _, heads, dim = q.shape
+    q = _close_heads(q)
+    out = q.new_empty(q.shape)
     assert keys.is_contiguous()
     assert values.is_contiguous()
     assert keys.dtype == values.dtype == q.dtype
-    kernel = _function(f"attend_{_SUFFIXES[q.dtype]}", 5, 4)
+    kernel = _function(f"attend_{_SUFFIXES[q.dtype]}", 5, 5)
     pointers = map(_at, (q, keys, values, out, sequences))
     kv_heads = keys.shape[-2]
     threads = _threads(2 * num_keys * kv_heads * dim * keys.itemsize)
-    kernel(*pointers, len(sequences), heads, kv_heads, dim, threads)
+    kernel(*pointers, len(sequences), q.stride(0), heads, kv_heads, dim, threads)
     return out
 
 
@@ -167,12 +167,43 @@ def gelu(x: Tensor) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x (N, heads, dim) itself by angles (N, rotary_dim / 2), as `rotary.rotate` would."""
     tokens, heads, dim = x.shape
-    if x.stride()[1:] != (dim, 1):
-        x = x.contiguous()
+    x = _close_heads(x)
     kernel = _function(f"rotate_{_SUFFIXES[x.dtype]}", 3, 5)
     sizes = (tokens, x.stride(0), heads, dim, cos.shape[1], _threads(x.nbytes))
     kernel(_at(x), _at(cos), _at(sin), *sizes)
     return x
+
+
+def place(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    angles: tuple[Tensor, Tensor],
+    layer: tuple[Tensor, Tensor],
+    places: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Turn q (N, heads, dim) and k (N, kv_heads, dim) themselves; keep k and v (N, kv_heads, dim).
+
+    `angles` are cos and sin as for `rotate`; `layer` the keys and values of a cache (..., kv_heads,
+    dim), and `places` (N,) int64 counts over all their axes before the last two.
+    """
+    (keys, values), (cos, sin) = layer, angles
+    tokens, heads, dim = q.shape
+    kv_heads = k.shape[1]
+    assert keys.is_contiguous()
+    assert values.is_contiguous()
+    assert keys.dtype == values.dtype == q.dtype
+    q, k, v = map(_close_heads, (q, k, v))
+    kernel = _function(f"place_{_SUFFIXES[q.dtype]}", 8, 8)
+    sizes = (tokens, q.stride(0), k.stride(0), v.stride(0), heads, kv_heads, dim, cos.shape[1])
+    pointers = map(_at, (q, k, v, cos, sin, keys, values, places))
+    kernel(*pointers, *sizes, _threads(q.nbytes))
+    return q, k
+
+
+def _close_heads(x: Tensor) -> Tensor:
+    """x (N, heads, dim), with a token's heads one after the other; copied if they are not."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
 def _threads(num_bytes: int) -> int:

@@ -136,3 +136,23 @@ def test_rotation_in_place_is_the_rotation(dtype, tokens):
     torch.testing.assert_close(result, wanted, rtol=1e-6, atol=1e-6 if dtype.itemsize > 2 else 8e-3)
     assert result.data_ptr() == joint.data_ptr()
     assert joint[:, 4:].equal(rest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 30])
+def test_placing_turns_and_keeps_what_the_steps_would(dtype, tokens):
+    torch.manual_seed(0)
+    joint = torch.randn(tokens, 8, 20).to(dtype)
+    q, k, v = joint.split([4, 2, 2], dim=1)
+    angles = torch.rand(tokens, 5) * 6
+    cos, sin = angles.cos(), angles.sin()
+    wanted_q, wanted_k = (calls.rotate(x.clone(), cos, sin) for x in (q, k))
+    layer = tuple(torch.full((3, 20, 2, 20), 7.0).to(dtype) for _ in range(2))
+    places = torch.randperm(60)[:tokens]
+    got = calls.place(q, k, v, (cos, sin), layer, places)
+    assert all(a.equal(b) for a, b in zip(got, (wanted_q, wanted_k), strict=True))
+    for kept, wanted in zip(layer, (wanted_k, v), strict=True):
+        rows = kept.flatten(0, 1)
+        assert rows[places].equal(wanted)
+        others = torch.ones(60, dtype=torch.bool).index_fill(0, places, False)
+        assert rows[others].eq(7).all()

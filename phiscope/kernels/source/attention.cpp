@@ -18,7 +18,7 @@ constexpr int KEYS = 4 * LANES;
 constexpr int WIDEST = 5;                      // vectors of values of a tile
 
 struct Shape {
-    long heads, kv_heads, dim;
+    long stride, heads, kv_heads, dim;  // of queries' tokens; their results lie close together
 
     long row() const { return kv_heads * dim; }
     long kv_head(long head) const { return head / (heads / kv_heads); }
@@ -178,7 +178,7 @@ void attend_many(const T* q, const T* keys, const T* values, T* out, const Seque
         long last = sequence.visible(t + rows - 1), room = whole(last, KEYS);
         for (long i = 0; i < QUERIES; i++)
             for (long d = 0; d < dim; d++)
-                queries[i * dim + d] = i < rows ? read(q + (t + i) * size + h * dim + d) * scale : 0;
+                queries[i * dim + d] = i < rows ? read(q + (t + i) * shape.stride + h * dim + d) * scale : 0;
         for (long p = 0; p < last; p += KEYS) score_tile(&queries[0], head, dim, p, &scores[0]);
         for (long i = 0; i < QUERIES; i++) {
             long count = sequence.visible(t + (i < rows ? i : 0));
@@ -217,7 +217,7 @@ void attend(const T* q, const T* keys, const T* values, T* out, const Sequence* 
     for (size_t i = 0; i < items.size(); i++) {
         auto [s, t, h] = items[i];
         const Sequence& one = sequences[s];
-        const T *k = keys + one.at * shape.row(), *v = values + one.at * shape.row(), *from = q + (one.first + t) * size;
+        const T *k = keys + one.at * shape.row(), *v = values + one.at * shape.row(), *from = q + (one.first + t) * shape.stride;
         T* to = out + (one.first + t) * size;
         if (one.rows > FEW)
             attend_many(from, k, v, to, one, h, shape);
@@ -230,13 +230,15 @@ void attend(const T* q, const T* keys, const T* values, T* out, const Sequence* 
 }  // namespace
 
 EXPORT void attend_fp32(const float* q, const float* keys, const float* values, float* out,
-                        const void* sequences, long count, long heads, long kv_heads, long dim,
-                        int threads) {
-    attend(q, keys, values, out, (const Sequence*)sequences, count, Shape{heads, kv_heads, dim}, threads);
+                        const void* sequences, long count, long stride, long heads,
+                        long kv_heads, long dim, int threads) {
+    attend(q, keys, values, out, (const Sequence*)sequences, count, Shape{stride, heads, kv_heads, dim},
+           threads);
 }
 
 EXPORT void attend_bf16(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out,
-                        const void* sequences, long count, long heads, long kv_heads, long dim,
-                        int threads) {
-    attend(q, keys, values, out, (const Sequence*)sequences, count, Shape{heads, kv_heads, dim}, threads);
+                        const void* sequences, long count, long stride, long heads,
+                        long kv_heads, long dim, int threads) {
+    attend(q, keys, values, out, (const Sequence*)sequences, count, Shape{stride, heads, kv_heads, dim},
+           threads);
 }

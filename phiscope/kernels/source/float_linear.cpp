@@ -43,7 +43,11 @@ INLINE void multiply(const float* x, const W* w, const W* bias, X* y, long rows,
     for (long k = 0; k < whole; k += STEP) {
         floats a[OUTS], b[OUTS];
 #pragma GCC unroll 4
-        for (int o = 0; o < OUTS; o++) load_pair(w + o * width + k, a[o], b[o]);
+        for (int o = 0; o < OUTS; o++) {
+            fetch_ahead(w + o * width + k);
+            if (sizeof(W) == 4) fetch_ahead(w + o * width + k + LANES);
+            load_pair(w + o * width + k, a[o], b[o]);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
             const float* at = x + r * width + k;

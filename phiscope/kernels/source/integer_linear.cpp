@@ -133,8 +133,11 @@ struct Int8 {
         const int8_t* a = x.row(r);
         for (long k = 0; k < width; k += 4) {
             ints b[P * PARTS];
-            for (int j = 0; j < P * PARTS; j++)
-                b[j] = load<ints>(from + j / PARTS * width * OUTS + k * OUTS + j % PARTS * BYTES);
+            for (int j = 0; j < P * PARTS; j++) {
+                const uint8_t* at = from + j / PARTS * width * OUTS + k * OUTS + j % PARTS * BYTES;
+                fetch_ahead(at);
+                b[j] = load<ints>(at);
+            }
             for (int i = 0; i < R; i++) {
                 ints four = spread_bytes(a + i * width + k);
                 for (int j = 0; j < P * PARTS; j++)
@@ -175,6 +178,7 @@ struct Int4 {
             for (int s = 0; s < GROUP; s += 8) multiply_step<R, P>(x, r, p, g * GROUP + s, parts);
             for (int j = 0; j < P * PARTS; j++) {
                 const uint8_t* at = multipliers_of(p + j / PARTS) + g * OUTS + j % PARTS * LANES;
+                fetch_ahead(at, P * width / GROUP * OUTS);
                 ints m = load_multipliers(at);
                 for (int i = 0; i < R; i++)
                     totals[i][j] = add_short_products(totals[i][j], parts[i][j], m);
@@ -188,6 +192,7 @@ struct Int4 {
         ints low[P * PARTS], high[P * PARTS];
         for (int j = 0; j < P * PARTS; j++) {
             const uint8_t* at = panel(p + j / PARTS) + k * OUTS / 2 + j % PARTS * BYTES;
+            fetch_ahead(at);
             ints both = load<ints>(at);
             low[j] = both & low_half;
             high[j] = both >> 4 & low_half;
