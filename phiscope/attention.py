@@ -63,7 +63,7 @@ def native(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     if not is_served or torch.is_grad_enabled() or build.find_obstacle() is not None:
         return sdpa(q, k, v, packed)
     places = None if packed.slots is None else k.shape[1]
-    sequences, num_keys = _list_sequences(packed, places), sum(packed.key_lengths)
+    sequences, num_keys = list_sequences(packed, places), sum(packed.key_lengths)
     return calls.attend(q, k.contiguous(), v.contiguous(), sequences, num_keys=num_keys)
 
 
@@ -243,7 +243,7 @@ def upcast(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _list_sequences(packed: Packed, places: int | None) -> Tensor:
+def list_sequences(packed: Packed, places: int | None) -> Tensor:
     """(S, 4) int64, as `calls.attend` wants it: of slots of so many places, or end to end."""
     slots = packed.slots
     if slots is None or places is None:

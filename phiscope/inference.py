@@ -8,30 +8,34 @@ torch, which a warning says.
 
 import warnings
 
-import torch
 from torch import Tensor, nn
 
 from phiscope.attention import find_paging_obstacle
-from phiscope.cache import DecodeCache, KVCache, list_places
+from phiscope.cache import DecodeCache
 from phiscope.errors import UnsupportedError
+from phiscope.fused import FusedBlock
 from phiscope.kernels import build, calls, triton_check
-from phiscope.model import ACTIVATIONS, MLP, Attention, Pass, PhiForCausalLM, place_in_steps
+from phiscope.model import (
+    ACTIVATIONS,
+    MLP,
+    Attention,
+    ParallelBlock,
+    Pass,
+    PhiForCausalLM,
+    place_in_steps,
+)
 from phiscope.quantized import quantize
-from phiscope.rotary import rotate
 from phiscope.runtime import Mode
-from phiscope.skeleton import NoInitialValues
+from phiscope.streamed import (
+    StreamedLinear,
+    StreamedNorm,
+    gelu_in_place,
+    looks_between,
+    place_in_slots,
+    rotate_in_place,
+)
 from phiscope.weight_only import multiply_by_triton, round_weights
 from phiscope.wide import widen
-
-
-class StreamedLinear(nn.Linear):
-    """`nn.Linear` that leaves few rows to a kernel of ours, which reads the weight as it lies."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, in_features) to (rows, out_features)."""
-        if len(x) > calls.FEW_ROWS or torch.is_grad_enabled():
-            return super().forward(x)
-        return calls.linear(x, self.weight, self.bias)
 
 
 def prepare(model: PhiForCausalLM, mode: Mode) -> PhiForCausalLM:
@@ -92,7 +96,7 @@ def place_at_once(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`place_in_steps` by one kernel, where a step only decodes and nobody looks in between."""
     layer = attention.layer
-    if _looks_between(run, layer) or not isinstance(run.cache, DecodeCache):
+    if looks_between(run, layer) or not isinstance(run.cache, DecodeCache):
         return place_in_steps(attention, q, k, v, run)
     from phiscope.kernels.triton_rotary import rotate_and_write
 
@@ -103,53 +107,17 @@ def place_at_once(
     return q, keys, values
 
 
-def place_in_slots(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, run: Pass
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`place_in_steps` by one kernel, where nobody looks in between."""
-    layer, cache = attention.layer, run.cache
-    is_served = not torch.is_grad_enabled() and calls.serves_attention(q.dtype)
-    takes_them = isinstance(cache, KVCache) and cache.data.dtype == q.dtype
-    if not is_served or not takes_them or _looks_between(run, layer):
-        return place_in_steps(attention, q, k, v, run)
-    assert isinstance(cache, KVCache)
-    places = list_places(run.packed, cache.num_places)
-    q, _ = calls.place(q, k, v, (run.cos, run.sin), cache.layers[layer], places)
-    return q, *cache.layers[layer]
-
-
-def _looks_between(run: Pass, layer: int) -> bool:
-    plan = run.plan
-    return plan is not None and (plan.wants("q_rot", layer) or plan.wants("k_rot", layer))
-
-
-def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotary.rotate` by a kernel, in place where no gradients are wanted."""
-    is_served = not torch.is_grad_enabled() and calls.serves_attention(x.dtype)
-    return calls.rotate(x, cos, sin) if is_served else rotate(x, cos, sin)
-
-
-def gelu_in_place(x: Tensor) -> Tensor:
-    """GELU by its tanh formula, by a kernel and in place where no gradients are wanted."""
-    is_served = not torch.is_grad_enabled() and calls.serves_attention(x.dtype)
-    return calls.gelu(x) if is_served and x.is_contiguous() else ACTIVATIONS["gelu_new"](x)
-
-
 def _use_kernels(model: PhiForCausalLM) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and calls.serves_linear(child.weight.dtype):
-                setattr(module, name, _stream(child))
+                setattr(module, name, StreamedLinear.of(child))
+            if type(child) is nn.LayerNorm and calls.serves_linear(child.weight.dtype):
+                setattr(module, name, StreamedNorm.of(child))
         if isinstance(module, Attention):
             module.rotate = rotate_in_place
             module.place = place_in_slots
         if isinstance(module, MLP) and module.activation is ACTIVATIONS["gelu_new"]:
             module.activation = gelu_in_place
-
-
-def _stream(linear: nn.Linear) -> StreamedLinear:
-    has_bias = linear.bias is not None
-    with torch.device("meta"), NoInitialValues():
-        streamed = StreamedLinear(linear.in_features, linear.out_features, has_bias)
-    streamed.weight, streamed.bias = linear.weight, linear.bias
-    return streamed.train(linear.training)
+        if isinstance(module, ParallelBlock):
+            module.compute = FusedBlock()

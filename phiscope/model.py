@@ -149,6 +149,20 @@ class MLP(nn.Module):
         return output
 
 
+Computing = Callable[["ParallelBlock", Tensor, Pass], Tensor]
+"""Gives the residual stream (N, hidden) out of a block for that into it."""
+
+
+def compute_in_steps(block: "ParallelBlock", x: Tensor, run: Pass) -> Tensor:
+    """The definition, which shows every point."""
+    layer = block.layer
+    normed = run.at("ln_out", layer, block.input_layernorm(x))
+    attn_out = run.at("attn_out", layer, block.self_attn(normed, run))
+    mlp_out = run.at("mlp_out", layer, block.mlp(normed, run))
+    output: Tensor = block.dropout(attn_out) + block.dropout(mlp_out) + x
+    return output
+
+
 class ParallelBlock(nn.Module):
     """x + attention(norm(x)) + mlp(norm(x)): both read the same norm, so nothing lies between."""
 
@@ -159,14 +173,11 @@ class ParallelBlock(nn.Module):
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config, layer)
         self.dropout = nn.Dropout(config.resid_pdrop)
+        self.compute: Computing = compute_in_steps
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         x = run.at("resid_pre", self.layer, x)
-        normed = run.at("ln_out", self.layer, self.input_layernorm(x))
-        attn_out = run.at("attn_out", self.layer, self.self_attn(normed, run))
-        mlp_out = run.at("mlp_out", self.layer, self.mlp(normed, run))
-        x = self.dropout(attn_out) + self.dropout(mlp_out) + x
-        return run.at("resid_post", self.layer, x)
+        return run.at("resid_post", self.layer, self.compute(self, x, run))
 
 
 class PhiModel(nn.Module):

@@ -78,6 +78,11 @@ class QuantizedLinear(nn.Module, ABC):
         return tuple(self.shapes(self.in_features, self.out_features))
 
     @property
+    def padded_in_features(self) -> int:
+        """Inputs that the panels have, of which those behind the last one are nothing."""
+        return self.panels.shape[1] * 32 // self.bits
+
+    @property
     def rows_at_a_time(self) -> int:
         """Outputs to fill in together, which bounds the memory that it takes."""
         return max(OUTPUTS, _NUMBERS // self.in_features // OUTPUTS * OUTPUTS)

@@ -82,6 +82,8 @@ class WideNorm(nn.Module):
         self.eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if _has_kernels(self.weight) and not (torch.is_grad_enabled() and x.requires_grad):
+            return calls.layer_norm(x, self.weight, self.bias, self.eps)
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 

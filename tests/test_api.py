@@ -54,7 +54,7 @@ def test_hidden_states_equal_transformers(phi, peer):
     for text, states in zip(TEXTS, phi.hidden_states(TEXTS), strict=True):
         output = peer(torch.tensor([phi.tokenizer.encode(text)]), output_hidden_states=True)
         theirs = torch.cat(output.hidden_states)
-        torch.testing.assert_close(states, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states, theirs, rtol=1e-4, atol=2e-5)
 
 
 def test_chosen_layers_are_those_of_the_whole_tuple(phi):

@@ -4,7 +4,8 @@ Each is for inference: no gradients pass. Tensors lie on the CPU.
 """
 
 import ctypes
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ _LINEAR = {  # weight's dtype, activations' dtype: kernel
     (torch.bfloat16, torch.float32): "linear_bf16_fp32",
     (torch.bfloat16, torch.bfloat16): "linear_bf16",
 }
+_NORM = {kinds: name.replace("linear", "norm") for kinds, name in _LINEAR.items()}
 _SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _ROUNDED = {**_SUFFIXES, torch.float16: "fp16"}
 
@@ -157,6 +159,18 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, sequences: Tensor, *, num_ke
     return out
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis of x (rows, width), with sums in fp32."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    assert weight.is_contiguous()
+    assert bias.is_contiguous()
+    assert weight.shape == bias.shape == x.shape[1:]
+    kernel = _function(_NORM[weight.dtype, x.dtype], 4, 2, has_factor=True)
+    kernel(_at(x), _at(weight), _at(bias), _at(y), *x.shape, eps, _threads(x.nbytes))
+    return y
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU by its tanh formula, written into x itself."""
     assert x.is_contiguous()
@@ -201,6 +215,21 @@ def place(
     return q, k
 
 
+def run_block(block: bytes, x: Tensor, where: Sequence[Tensor], *, num_keys: int) -> Tensor:
+    """A whole block for few rows x (rows, hidden), described as block.cpp reads it.
+
+    `where` are cos and sin (rows, rotary_dim / 2), the keys and values of a cache and the tokens'
+    places in it as for `place`, and the sequences as for `attend`.
+    """
+    out = torch.empty_like(x)
+    cos, sequences = where[0], where[-1]
+    pointers = (x.data_ptr(), out.data_ptr(), *(one.data_ptr() for one in where))
+    step = struct.pack("8P4l", *pointers, len(x), len(sequences), num_keys, cos.shape[1])
+    kernel = getattr(open_kernels(), f"block_{_SUFFIXES[x.dtype]}")
+    kernel(block, step, torch.get_num_threads())
+    return out
+
+
 def _close_heads(x: Tensor) -> Tensor:
     """x (N, heads, dim), with a token's heads one after the other; copied if they are not."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
@@ -216,11 +245,14 @@ def _at(x: Tensor | None) -> int | None:
 
 
 @cache
-def _function(name: str, num_pointers: int, num_sizes: int) -> Callable[..., Any]:
-    """A kernel that takes pointers, sizes, and last the number of threads."""
+def _function(
+    name: str, num_pointers: int, num_sizes: int, *, has_factor: bool = False
+) -> Callable[..., Any]:
+    """A kernel that takes pointers, sizes, perhaps a factor, and last the number of threads."""
     function = getattr(open_kernels(), name)
     function.restype = None
     pointers, sizes = [ctypes.c_void_p] * num_pointers, [ctypes.c_long] * num_sizes
-    function.argtypes = [*pointers, *sizes, ctypes.c_int]
+    factor = [ctypes.c_float] * has_factor
+    function.argtypes = [*pointers, *sizes, *factor, ctypes.c_int]
     found: Callable[..., Any] = function
     return found

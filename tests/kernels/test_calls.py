@@ -9,6 +9,7 @@ from phiscope.kernels import calls
 from phiscope.packing import pack_lengths
 from phiscope.rotary import rotate
 
+F32, BF16 = torch.float32, torch.bfloat16
 DTYPES = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
 SHAPES = [(8, 8, 32), (4, 2, 16), (32, 32, 80), (4, 1, 24), (2, 2, 7)]
 
@@ -156,3 +157,26 @@ def test_placing_turns_and_keeps_what_the_steps_would(dtype, tokens):
         assert rows[places].equal(wanted)
         others = torch.ones(60, dtype=torch.bool).index_fill(0, places, False)
         assert rows[others].eq(7).all()
+
+
+@pytest.mark.parametrize("offset", [0, 100])
+@pytest.mark.parametrize("kinds", [(F32, F32), (BF16, F32), (BF16, BF16)])
+def test_layer_norm_is_as_exact_as_torchs(kinds, offset):
+    torch.manual_seed(0)
+    weight_dtype, dtype = kinds
+    for width in (1, 7, 64, 2560):
+        x = (torch.randn(20, width) * 2 + offset).to(dtype)
+        weight, bias = torch.rand(width).to(weight_dtype) + 0.5, torch.randn(width).to(weight_dtype)
+        wide = F.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
+        theirs = F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-5)
+        ours = calls.layer_norm(x, weight, bias, 1e-5)
+        worst = (theirs.to(dtype).double() - wide).abs().max()
+        assert (ours.double() - wide).abs().max() <= 1.1 * worst + 1e-6
+
+
+def test_layer_norm_keeps_what_is_no_number():
+    x = torch.zeros(3, 40)
+    x[0, 39], x[1, 0] = torch.nan, torch.inf
+    y = calls.layer_norm(x, torch.ones(40), torch.zeros(40), 1e-5)
+    assert y[:2].isnan().any(dim=1).all()
+    assert y[2].eq(0).all()
