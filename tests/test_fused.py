@@ -116,7 +116,7 @@ def test_what_lies_between_blocks_is_read_and_steered_in_one_call(count_calls):
     model = load("int4-cpu")
     direction = torch.randn(CONFIG.hidden_size)
     edits = [Add(Point("resid_pre", 2), vector=direction, scale=3.0)]
-    inspection = make_inspection(CONFIG, "resid_post", edits)
+    inspection = make_inspection(CONFIG, [f"resid_post.{i}" for i in range(3)], edits)
 
     def run(model):
         sequences = Sequences(model)
