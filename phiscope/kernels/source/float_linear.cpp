@@ -80,10 +80,12 @@ void multiply_part(const float* x, const W* w, const W* bias, X* y, long rows, l
 
 template <class W, class X>
 void apply(const X* x, const W* w, const W* bias, X* y, long rows, long width, long outs, int threads) {
-    long padded = rows + MOST_ROWS;
+    long padded = (rows + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
     Scratch<float> arranged(padded * width);
     for (long r = 0; r < rows; r++)
         arrange<sizeof(W) == 2>(x + r * width, &arranged[r * width], width);
+    // What lies there from earlier calls may be denormal numbers, with which products take a hundred times as long.
+    if (rows > 2) memset(&arranged[rows * width], 0, (padded - rows) * width * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
         Range part = part_of(outs, 12, omp_get_thread_num(), omp_get_num_threads());
