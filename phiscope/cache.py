@@ -60,9 +60,12 @@ class KVCache:
         return 2 * config.num_hidden_layers * num_places * width * dtype.itemsize
 
     def check(self, packed: Packed) -> None:
-        """Raise `ValueError` for a batch without slots or beyond a slot's places."""
+        """Raise `ValueError` for a batch without slots, or beyond them or their places."""
         if packed.slots is None:
             raise ValueError("a cache with slots needs a packing with slots")
+        wrong = [slot for slot in packed.slots if not 0 <= slot < self.num_slots]
+        if wrong:
+            raise ValueError(f"there is no slot {wrong[0]} in a cache of {self.num_slots}")
         end = max(packed.key_lengths)
         if end > self.num_places:
             raise ContextLengthError(f"{end} tokens exceed the {self.num_places} of a cache slot")

@@ -2,7 +2,8 @@
 
 The kernel calls those that the steps would call, so what comes out is theirs, bit for bit. Anything
 that stands between the steps (a plan's points, a hook, another module in a layer's place, another
-attention) makes the block go step by step.
+attention) makes the block go step by step; so does everything that the kernel does not know. It is
+told addresses, and therefore every tensor behind one is looked at before each call.
 """
 
 import struct
@@ -34,9 +35,29 @@ _INNER = (
 _FLOATS = {  # weight's dtype, activations' dtype: as block.cpp counts
     (torch.float32, torch.float32): 0,
     (torch.bfloat16, torch.float32): 1,
-    (torch.bfloat16, torch.bfloat16): 2,
+    (torch.float16, torch.float32): 2,
+    (torch.bfloat16, torch.bfloat16): 3,
 }
-_INT8, _INT8_WIDE, _INT4 = 3, 4, 5
+_INTEGERS: dict[tuple[type, bool], int] = {  # class, whether it is wide: the same
+    (Int8Linear, False): 4,
+    (Int8Linear, True): 5,
+    (Int4Linear, False): 6,
+}
+_NORMS = (StreamedNorm, WideNorm)
+_TENSORS: dict[type, tuple[str, ...]] = {  # in the order in which the kernels take them
+    **dict.fromkeys((StreamedLinear, WideLinear, *_NORMS), ("weight", "bias")),
+    Int8Linear: ("panels", "scales", "bias"),
+    Int4Linear: ("panels", "multipliers", "scales", "bias"),
+}
+
+Facts = tuple[int, torch.Size, torch.dtype, bool] | None
+"""Of a tensor: where it lies, its shape and dtype, and whether its elements lie together."""
+Heads = tuple[int, int, int]
+"""Query heads, key-value heads, and their dim."""
+
+
+class _UnknownError(Exception):
+    """The kernel does not know such a block."""
 
 
 class FusedBlock:
@@ -47,49 +68,50 @@ class FusedBlock:
         self._described: bytes | None = None
 
     def __call__(self, block: ParallelBlock, x: Tensor, run: Pass) -> Tensor:
-        described = self._describe(block, x.dtype) if _is_simple(block.layer, x, run) else None
+        described = self._describe(block, x.dtype) if _is_simple(block, x, run) else None
         if described is None:
             return compute_in_steps(block, x, run)
         cache, packed = run.cache, run.packed
         assert isinstance(cache, KVCache)
-        places, sequences = (
-            list_places(packed, cache.num_places),
-            list_sequences(packed, cache.num_places),
-        )
+        places = list_places(packed, cache.num_places)
+        sequences = list_sequences(packed, cache.num_places)
         where = (run.cos, run.sin, *cache.layers[block.layer], places, sequences)
         return calls.run_block(described, x, where, num_keys=sum(packed.key_lengths))
 
     def _describe(self, block: ParallelBlock, dtype: torch.dtype) -> bytes | None:
         """What the kernel is told; None if the block is not what the kernel computes."""
         attention, mlp = block.self_attn, block.mlp
-        if type(attention) is not Attention or type(mlp) is not MLP:
+        if type(mlp) is not MLP:
             return None
         linears = (attention.qkv_proj, attention.dense, mlp.fc1, mlp.fc2)
         layers = (block.input_layernorm, *linears)
-        if _are_watched((block, attention, mlp, *layers)):
+        if _are_watched((block, attention, mlp, block.dropout, *layers)):
             return None
-        tensors = [x for layer in layers for x in _tensors_of(layer)]
         steps = (attention.backend, mlp.activation, attention.rotate, attention.place)
-        known = (*steps, *layers, dtype, *(x.data_ptr() for x in tensors))
+        heads = (*attention.heads[:2], attention.head_dim)
+        settings = tuple(map(_read_settings, layers))
+        known = (steps, heads, dtype, type(block.dropout), settings, *map(_look, layers))
         if known != self._known:
             is_ours = steps == (native, gelu_in_place, rotate_in_place, place_in_slots)
-            is_plain = is_ours and not hasattr(attention, "q_layernorm")
-            shape = (*attention.heads[:2], attention.head_dim)
-            self._described = _describe(shape, layers, dtype) if is_plain else None
+            is_plain = type(block.dropout) is nn.Dropout and not hasattr(attention, "q_layernorm")
+            self._described = _try_describe(layers, heads, dtype) if is_ours and is_plain else None
             self._known = known
         return self._described
 
 
-def _is_simple(layer: int, x: Tensor, run: Pass) -> bool:
-    cache = run.cache
+def _is_simple(block: ParallelBlock, x: Tensor, run: Pass) -> bool:
+    cache, attention = run.cache, block.self_attn
     return (
-        len(x) <= calls.FEW_ROWS
-        and isinstance(cache, KVCache)
+        type(cache) is KVCache
+        and type(attention) is Attention
+        and len(x) <= calls.FEW_ROWS
+        and x.shape[1:] == getattr(block.input_layernorm, "normalized_shape", None)
         and x.is_contiguous()
         and cache.data.dtype == x.dtype
+        and cache.data.shape[-2:] == (attention.heads[1], attention.head_dim)
         and calls.serves_attention(x.dtype)
         and not torch.is_grad_enabled()
-        and (run.plan is None or not _looks_inside(run.plan, layer))
+        and (run.plan is None or not _looks_inside(run.plan, block.layer))
     )
 
 
@@ -107,50 +129,91 @@ def _are_watched(modules: Sequence[nn.Module]) -> bool:
     )
 
 
-def _tensors_of(layer: nn.Module) -> list[Tensor]:
-    found = (*layer._parameters.values(), *layer._buffers.values())
-    return [x for x in found if x is not None]
+def _read_settings(layer: nn.Module) -> tuple[object, ...]:
+    """What a layer computes with beside its tensors."""
+    attributes = layer.__dict__
+    return (type(layer), *(attributes.get(name) for name in ("eps", "wide")))
 
 
-def _describe(
-    shape: tuple[int, int, int], layers: Sequence[nn.Module], dtype: torch.dtype
-) -> bytes | None:
-    """As block.cpp reads it; None if a layer is none of those it knows.
-
-    `shape` is how many query heads and key-value heads there are, and their dim.
-    """
-    norm, *linears = layers
-    if not isinstance(norm, StreamedNorm | WideNorm):
-        return None
-    kind = _FLOATS.get((norm.weight.dtype, dtype))
-    described = [_describe_linear(linear, dtype) for linear in linears]
-    if kind is None or None in described:
-        return None
-    at = (norm.weight.data_ptr(), norm.bias.data_ptr())
-    return struct.pack("ld2P3l", kind, norm.eps, *at, *shape) + b"".join(
-        one for one in described if one is not None
+def _look(layer: nn.Module) -> tuple[Facts, ...]:
+    return tuple(
+        None if x is None else (x.data_ptr(), x.shape, x.dtype, x.is_contiguous())
+        for x in _list_tensors(layer)
     )
 
 
-def _describe_linear(linear: nn.Module, dtype: torch.dtype) -> bytes | None:
-    tensors = _tensors_of(linear)
+def _list_tensors(layer: nn.Module) -> list[Tensor | None]:
+    """By name, for the order in which a module keeps them may change; of other classes none."""
+    kept = layer._buffers if isinstance(layer, QuantizedLinear) else layer._parameters
+    return [kept.get(name) for name in _TENSORS.get(type(layer), ())]
+
+
+def _try_describe(layers: Sequence[nn.Module], heads: Heads, dtype: torch.dtype) -> bytes | None:
+    try:
+        return _describe(layers, heads, dtype)
+    except _UnknownError:
+        return None
+
+
+def _describe(layers: Sequence[nn.Module], heads: Heads, dtype: torch.dtype) -> bytes:
+    """As block.cpp reads it. Raises `_UnknownError` for a layer or a size that it does not know."""
+    norm, *linears = layers
+    queries, keys, dim = heads
+    _expect(type(norm) in _NORMS)
+    assert isinstance(norm, StreamedNorm | WideNorm)
+    (hidden,) = norm.normalized_shape
+    qkv, dense, fc1, fc2 = map(_read_sizes, linears)
+    _expect(qkv == (hidden, (queries + 2 * keys) * dim))
+    _expect(dense == (queries * dim, hidden))
+    _expect(fc1[0] == hidden and fc2 == (fc1[1], hidden))
+    weight, bias = _list_tensors(norm)
+    _expect(weight is not None and bias is not None and bias.dtype == weight.dtype)
+    assert weight is not None
+    assert bias is not None
+    _expect(weight.is_contiguous() and bias.is_contiguous())
+    _expect(weight.shape == bias.shape == (hidden,))
+    kind = _FLOATS.get((weight.dtype, dtype))
+    _expect(kind is not None)
+    block = struct.pack("ld2P3l", kind, norm.eps, weight.data_ptr(), bias.data_ptr(), *heads)
+    return block + b"".join(_describe_linear(linear, dtype) for linear in linears)
+
+
+def _describe_linear(linear: nn.Module, dtype: torch.dtype) -> bytes:
+    width, outs = _read_sizes(linear)
+    *parts, bias = _list_tensors(linear)
+    first = parts[0]
+    _expect(all(x is not None and x.is_contiguous() for x in parts))
+    assert first is not None
+    kind: int | None
     if isinstance(linear, QuantizedLinear):
-        kind = _count_integers(linear) if dtype == torch.float32 else None
-        outs, width, padded = linear.out_features, linear.in_features, linear.padded_in_features
-    elif isinstance(linear, StreamedLinear | WideLinear):
-        kind = _FLOATS.get((linear.weight.dtype, dtype))
-        outs, width = linear.weight.shape
-        padded = width
+        kind = _INTEGERS.get((type(linear), linear.wide)) if dtype == torch.float32 else None
+        shapes = linear.shapes(width, outs).values()
+        found = [(tuple(x.shape), x.dtype) for x in parts if x is not None]
+        _expect(found == list(shapes))
+        padded, bias_dtype = linear.padded_in_features, torch.float32
     else:
-        return None
-    if kind is None or not all(x.is_contiguous() for x in tensors):
-        return None
-    parts = [x.data_ptr() for x in tensors]
-    parts += [0] * (4 - len(parts))
-    return struct.pack("5l4P", kind, tensors[0].nbytes, width, padded, outs, *parts)
+        kind, padded, bias_dtype = _FLOATS.get((first.dtype, dtype)), width, first.dtype
+    if bias is not None:
+        _expect(bias.shape == (outs,) and bias.is_contiguous() and bias.dtype == bias_dtype)
+    _expect(kind is not None)
+    at = [0 if x is None else x.data_ptr() for x in (*parts, bias)]
+    at += [0] * (4 - len(at))
+    return struct.pack("5l4P", kind, first.nbytes, width, padded, outs, *at)
 
 
-def _count_integers(linear: QuantizedLinear) -> int | None:
-    if isinstance(linear, Int8Linear):
-        return _INT8_WIDE if linear.wide else _INT8
-    return _INT4 if isinstance(linear, Int4Linear) and not linear.wide else None
+def _read_sizes(linear: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs."""
+    if type(linear) in (StreamedLinear, WideLinear):
+        weight, _ = _list_tensors(linear)
+        _expect(weight is not None and weight.ndim == 2)
+        assert weight is not None
+        return weight.shape[1], weight.shape[0]
+    if type(linear) in (Int8Linear, Int4Linear):
+        assert isinstance(linear, QuantizedLinear)
+        return linear.in_features, linear.out_features
+    raise _UnknownError
+
+
+def _expect(condition: bool) -> None:
+    if not condition:
+        raise _UnknownError

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from phiscope.checkpoint import load_integers, load_model
+from phiscope import readahead
+from phiscope.checkpoint import find_dtype, load_integers, load_model
 from phiscope.checkpoint.hub import EMBEDDED, resolve
 from phiscope.config import read_config
 from phiscope.inference import prepare
@@ -49,11 +50,15 @@ class ModelSpec:
         """
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
-        folder = self.find()
+        try:
+            return self._load(self.find(), progress=progress)
+        finally:
+            readahead.end()
+
+    def _load(self, folder: Path, *, progress: bool) -> Loaded:
         config = read_config(folder)
-        mode = select_mode(
-            self.mode, num_parameters=config.num_parameters, stored=config.quantization
-        )
+        stored = config.quantization or (find_dtype(folder) if self.mode == "auto" else None)
+        mode = select_mode(self.mode, num_parameters=config.num_parameters, stored=stored)
         tokenizer = load_tokenizer(folder, config)
         model = self._load_weights(folder, mode, progress=progress)
         return Loaded(prepare(model, mode), tokenizer, mode)

@@ -20,7 +20,7 @@ class Plan(Protocol):
         """Whether this layer's attention maps are to be computed one by one."""
 
     def wants(self, name: str, layer: int | None = None) -> bool:
-        """Whether this point is read or changed."""
+        """Whether this point is read or changed. A point that is not may not be shown at all."""
 
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """See the tensor at a point and return it, or what shall stand there instead.

@@ -61,6 +61,7 @@ MODES: dict[str, Mode] = {
         Mode("fp32-cpu", "cpu", torch.float32, "native"),
         Mode("bf16-cpu", "cpu", torch.bfloat16, "native"),
         Mode("bf16-fp32-cpu", "cpu", torch.bfloat16, "native", is_wide=True),
+        Mode("fp16-fp32-cpu", "cpu", torch.float16, "native", is_wide=True),
         Mode("int8-cpu", "cpu", torch.bfloat16, "native", is_wide=True, weights="int8"),
         Mode("int4-cpu", "cpu", torch.bfloat16, "native", is_wide=True, weights="int4"),
         Mode(
@@ -73,8 +74,16 @@ MODES: dict[str, Mode] = {
 }
 """The model card's four modes (fp16-flash, fp16, fp32, fp32-cpu), bf16, and FlexAttention.
 
-bf16-fp32-cpu has bf16 weights and fp32 arithmetic; int8 and int4 round the weights alone.
+bf16-fp32-cpu and fp16-fp32-cpu have narrow weights and fp32 arithmetic; int8 and int4 round the
+weights alone.
 """
+
+INTEGERS = frozenset(mode.weights for mode in MODES.values() if mode.weights)
+"""What weights are rounded to."""
+_EXACT_MODES = {"bfloat16": "bf16-fp32-cpu", "float16": "fp16-fp32-cpu"}
+"""For weights stored in a dtype: what computes as fp32 would, on the weights as they are."""
+_CACHED_BYTES = 2**28
+"""Weights that caches hold in good part, which gain nothing from being narrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +117,11 @@ def select_mode(
 ) -> Mode:
     """The mode of that name, or for "auto" the one this machine serves best.
 
-    "auto" takes fp16-flash (or fp16) on a GPU that holds the model; on a CPU exact fp32 where it
-    fits the memory, else bf16 weights, with fp32 arithmetic where the CPU has no matrix units.
-    Weights that are `stored` as integers have modes of their own, the first of which is "auto".
+    "auto" takes fp16-flash (or fp16) on a GPU that holds the model. On a CPU it is exact: fp32
+    arithmetic on narrow weights that are `stored` so and are larger than caches, else fp32; only
+    what would not fit the memory is narrowed to bf16, and computed in it where the CPU has matrix
+    units. Weights that are `stored` as integers have modes of their own, the first of which is
+    "auto".
     Raises `UnsupportedError` for a mode that is unknown or that the machine lacks, with the reason
     and a mode to use instead.
     """
@@ -141,7 +152,7 @@ def find_obstacle(mode: Mode, machine: Machine) -> str | None:
 
 def _find_misfit(mode: Mode, stored: str | None) -> str | None:
     """Why a mode cannot run weights that are stored as integers, if they are."""
-    if stored is None or mode.name in _list_modes_of(stored):
+    if stored not in INTEGERS or mode.name in _list_modes_of(stored):
         return None
     return (
         f"needs the float checkpoint, and these weights were rounded to {stored} when they were "
@@ -162,6 +173,8 @@ def explain_mode(mode: Mode, machine: Machine) -> str:
         return f"the weights are stored as {mode.weights}"
     if mode.dtype == torch.float32:
         return "no GPU that holds the model; fp32 is exact and fits the memory"
+    if mode.name in _EXACT_MODES.values():
+        return "no GPU that holds the model; fp32 arithmetic is exact on weights stored so"
     return "no GPU that holds the model, and fp32 would not fit the memory"
 
 
@@ -296,10 +309,12 @@ def _has_kernel(dtype: torch.dtype) -> bool:
 
 
 def _best_mode(num_parameters: int, machine: Machine, stored: str | None) -> str:
-    if stored is not None:
+    if stored in INTEGERS:
         return _list_modes_of(stored)[0]
     if machine.gpus and 2 * num_parameters <= 0.8 * machine.gpu_memory:
         return "fp16-flash" if machine.has_flash else "fp16"
+    if stored in _EXACT_MODES and 4 * num_parameters > _CACHED_BYTES:
+        return _EXACT_MODES[stored]
     if 4 * num_parameters <= 0.8 * machine.available_memory:
         return "fp32-cpu"
     return "bf16-cpu" if machine.has_matrix_units else "bf16-fp32-cpu"

@@ -56,8 +56,9 @@ def place_in_slots(
     """`place_in_steps` by one kernel, where nobody looks in between."""
     layer, cache = attention.layer, run.cache
     is_served = not torch.is_grad_enabled() and calls.serves_attention(q.dtype)
-    takes_them = isinstance(cache, KVCache) and cache.data.dtype == q.dtype
-    if not is_served or not takes_them or looks_between(run, layer):
+    takes_them = type(cache) is KVCache and cache.data.dtype == q.dtype
+    is_ours = attention.rotate is rotate_in_place
+    if not (is_served and takes_them and is_ours) or looks_between(run, layer):
         return place_in_steps(attention, q, k, v, run)
     assert isinstance(cache, KVCache)
     places = list_places(run.packed, cache.num_places)

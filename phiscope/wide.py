@@ -2,16 +2,18 @@
 
 The model then computes as an fp32 model with the same weights would, in half of its memory. On CPUs
 without matrix units for bf16 (AMX) fp32 products are nearly twice as fast as bf16 ones. A kernel
-widens bf16 weights while they are in the cache; without it each weight is widened before its
+widens weights while they are in the cache; without it each weight is widened before its
 product into a scratch buffer that all layers share, which costs a few percent.
 """
 
 import threading
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phiscope.errors import UnsupportedError
 from phiscope.kernels import build, calls
 from phiscope.model import PhiForCausalLM
 from phiscope.quantized import FORMATS, QuantizedLinear
@@ -37,7 +39,7 @@ class Scratch(threading.local):
 
 
 class WideLinear(nn.Module):
-    """`nn.Linear` in fp32 on a narrow weight, for inference."""
+    """`nn.Linear` in fp32 on a narrow weight, through which gradients pass to what lies before."""
 
     def __init__(self, linear: nn.Linear, scratch: Scratch) -> None:
         super().__init__()
@@ -46,18 +48,50 @@ class WideLinear(nn.Module):
         self._scratch = scratch
 
     def forward(self, x: Tensor) -> Tensor:
+        """(rows, in_features) fp32 to (rows, out_features) fp32."""
+        if _wants_gradients(x, self.weight, self.bias):
+            return _differentiate(x, self)
         with torch.no_grad():
-            if _has_kernels(self.weight):
-                product = calls.linear if len(x) <= calls.FEW_ROWS else calls.linear_wide
-                return product(x, self.weight, self.bias)
-            if len(x) > _FEW_TOKENS:
-                return self._apply_piece(x, self.weight, self.bias)
-            weights, biases = torch.split(self.weight, _PIECE), torch.split(self.bias, _PIECE)
-            pieces = zip(weights, biases, strict=True)
-            return torch.cat([self._apply_piece(x, w, b) for w, b in pieces], dim=-1)
+            return self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The product, without gradients."""
+        if _has_kernels(self.weight):
+            product = calls.linear if len(x) <= calls.FEW_ROWS else calls.linear_wide
+            return product(x, self.weight, self.bias)
+        if len(x) > _FEW_TOKENS:
+            return self._apply_piece(x, self.weight, self.bias)
+        weights, biases = torch.split(self.weight, _PIECE), torch.split(self.bias, _PIECE)
+        pieces = zip(weights, biases, strict=True)
+        return torch.cat([self._apply_piece(x, w, b) for w, b in pieces], dim=-1)
+
+    def multiply_back(self, gradient: Tensor) -> Tensor:
+        """The gradient of x for that of the product."""
+        return gradient @ self._scratch.widen(self.weight)
 
     def _apply_piece(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(x, self._scratch.widen(weight), bias.float())
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: WideLinear) -> Tensor:
+        ctx.linear = linear
+        return linear.multiply(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.linear.multiply_back(gradients[0]), None
+
+
+def _differentiate(x: Tensor, linear: WideLinear) -> Tensor:
+    if _wants_gradients(linear.weight, linear.bias):
+        raise UnsupportedError(
+            "narrow weights with fp32 arithmetic take no gradients of their own; train in fp32 or"
+            " bf16, or freeze them with model.requires_grad_(False)"
+        )
+    y: Tensor = _Product.apply(x, linear)  # type: ignore[no-untyped-call]
+    return y
 
 
 class WideEmbedding(nn.Module):
@@ -82,7 +116,7 @@ class WideNorm(nn.Module):
         self.eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if _has_kernels(self.weight) and not (torch.is_grad_enabled() and x.requires_grad):
+        if _has_kernels(self.weight) and not _wants_gradients(x, self.weight, self.bias):
             return calls.layer_norm(x, self.weight, self.bias, self.eps)
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
@@ -127,8 +161,12 @@ def count_scratch_bytes(model: PhiForCausalLM) -> int:
     return max(sizes, default=0)
 
 
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def _has_kernels(weight: Tensor) -> bool:
-    is_served = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    is_served = weight.device.type == "cpu" and calls.serves_linear(weight.dtype, torch.float32)
     return is_served and build.find_obstacle() is None
 
 

@@ -23,6 +23,7 @@ LIMITS = {
     "fp32-cpu": 2e-6,
     "bf16-cpu": 2e-2,
     "bf16-fp32-cpu": 2e-6,
+    "fp16-fp32-cpu": 2e-6,
     "int8-cpu": 2e-2,
     "int8-fp32-cpu": 2e-6,
     "int4-cpu": 2e-2,

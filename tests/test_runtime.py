@@ -59,6 +59,23 @@ def test_auto_takes_what_the_machine_serves_best(machine, num_parameters, mode):
     assert select_mode("auto", num_parameters=num_parameters, machine=machine).name == mode
 
 
+@pytest.mark.parametrize(
+    ("stored", "machine", "mode"),
+    [
+        ("bfloat16", LAPTOP, "bf16-fp32-cpu"),
+        ("float16", LAPTOP, "fp16-fp32-cpu"),
+        ("float32", LAPTOP, "fp32-cpu"),
+        ("int4", HOPPER, "int4-cpu"),
+        ("bfloat16", HOPPER, "fp16-flash"),
+    ],
+)
+def test_auto_on_a_cpu_takes_large_weights_as_they_are_stored(stored, machine, mode):
+    options = {"machine": machine, "stored": stored}
+    assert select_mode("auto", num_parameters=PHI_2, **options).name == mode
+    if mode.endswith("fp32-cpu"):
+        assert select_mode("auto", num_parameters=5_000_000, **options).name == "fp32-cpu"
+
+
 @pytest.mark.parametrize("name", ["fp16-flash", "fp16", "fp32", "bf16", "bf16-flash"])
 def test_a_cuda_mode_without_a_gpu_says_why_and_what_instead(name):
     with pytest.raises(UnsupportedError, match=rf"'{name}' needs a CUDA GPU.*use mode 'fp32-cpu'"):

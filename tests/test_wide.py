@@ -1,11 +1,14 @@
 """Wide arithmetic on narrow weights equals an fp32 model with the same weights."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from oracle import make_model
 
 import phiscope
 from phiscope import MODES, PhiConfig, PhiForCausalLM, pack
+from phiscope.errors import UnsupportedError
 from phiscope.wide import widen
 
 SMALL = PhiConfig(
@@ -73,3 +76,22 @@ def test_text_is_generated_in_wide_arithmetic_as_in_fp32():
         prompts, max_new_tokens=12
     )
     assert [x.token_ids for x in ours] == [x.token_ids for x in theirs]
+
+
+def test_gradients_pass_through_to_the_inputs_as_in_fp32(narrow):
+    ids, packed = pack([[1, 2, 3], [4, 5]])
+    wide, exact = widen(deepcopy(narrow).requires_grad_(False)), deepcopy(narrow).float()
+    found = []
+    for model in (wide, exact):
+        inputs = model.model.embed_tokens(ids).detach().requires_grad_()
+        model(inputs, packed)[:, 7].sum().backward()
+        found.append(inputs.grad)
+    torch.testing.assert_close(*found)
+    assert found[0].abs().sum() > 0
+
+
+def test_gradients_of_narrow_weights_are_refused(narrow):
+    ids, packed = pack([[1, 2, 3]])
+    wide = widen(deepcopy(narrow).requires_grad_(True))
+    with pytest.raises(UnsupportedError, match="train in fp32 or bf16"):
+        wide(ids, packed)

@@ -4,7 +4,7 @@
 ours; `weights` and below are the files themselves.
 """
 
-from phiscope.checkpoint.folder import Checkpoint
+from phiscope.checkpoint.folder import Checkpoint, find_dtype
 from phiscope.checkpoint.inspection import Summary, Verification, describe, verify
 from phiscope.checkpoint.quantization import load_integers, quantize
 from phiscope.checkpoint.transfer import (
@@ -24,6 +24,7 @@ __all__ = [
     "Verification",
     "convert",
     "describe",
+    "find_dtype",
     "load_integers",
     "load_model",
     "quantize",

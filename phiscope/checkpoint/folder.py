@@ -57,10 +57,29 @@ class Checkpoint:
         """How many tensors are stored in each dtype, the commonest first."""
         return count_dtypes(self.tensors.values())
 
-    def spans(self, targets: Mapping[str, Tensor]) -> Iterator[Span]:
-        """What to read to fill our tensors, given by our names."""
+    def spans(self, targets: Mapping[str, Tensor], *, are_read: bool = False) -> Iterator[Span]:
+        """What to read to fill our tensors, given by our names, or to check if `are_read`."""
         for name, target in targets.items():
-            yield from self._spans_of(name, range(len(target)), target)
+            for span in self._spans_of(name, range(len(target)), target):
+                yield replace(span, is_read=are_read)
+
+    def find_copies(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Those of our tensors that lie whole and in this dtype in a file that was read ahead."""
+        found = ((name, self._find_copy(name, dtype)) for name in names)
+        return {name: tensor for name, tensor in found if tensor is not None}
+
+    def _find_copy(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        first, *others = self._pieces[name]
+        tensor = self.tensors[first.name]
+        is_whole = not others and tensor.shape == self.shapes[name]
+        copy = tensor.file.wait_for_copy() if is_whole and tensor.dtype == dtype else None
+        return None if copy is None else tensor.view(copy)
+
+    def forget_copies(self, names: Iterable[str]) -> None:
+        """Give back the memory of those of our tensors that were read ahead and lie elsewhere."""
+        for name in names:
+            for stored in {piece.name for piece in self._pieces[name]}:
+                self.tensors[stored].forget_copy()
 
     def fetch(self, name: str, dtype: torch.dtype) -> Tensor:
         """One of our tensors."""
@@ -120,6 +139,13 @@ class Checkpoint:
                 f"{wrong[0]!r} of {dtype_name(first.dtype)} in {first.file.path.name}; "
                 "take the float checkpoint"
             )
+
+
+def find_dtype(folder: Path) -> str | None:
+    """The dtype of all weights of a folder; None if they are of several."""
+    with Checkpoint(folder) as checkpoint:
+        dtype, *others = checkpoint.dtypes
+    return None if others else dtype
 
 
 def refuse_integers(folder: Path, quantization: str | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from phiscope import readahead
 from phiscope.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100 * 2**20
@@ -45,11 +46,15 @@ class StoredTensor:
         self.file.read_into(view_bytes(tensor), self.offset, f"tensor {self.name!r}")
         return tensor
 
-    def view(self, mapping: mmap.mmap) -> torch.Tensor:
-        """It, lying in its mapped file."""
+    def view(self, mapping: mmap.mmap | memoryview) -> torch.Tensor:
+        """It, lying in its mapped file or in a copy of it."""
         size = torch.Size(self.shape)
         flat = torch.frombuffer(mapping, dtype=self.dtype, count=size.numel(), offset=self.offset)
         return flat.view(size)
+
+    def forget_copy(self) -> None:
+        """Give back the memory it takes in a copy of the file, where it is not used from."""
+        self.file.forget_copy(self.offset, self.offset + self.num_bytes)
 
 
 class WeightFile:
@@ -64,6 +69,7 @@ class WeightFile:
         status = os.fstat(self._descriptor)
         self.size = status.st_size
         self._identity = (status.st_size, status.st_mtime_ns)
+        self._copy = readahead.find(status)
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise CheckpointError(f"{path} is not a regular file")
@@ -108,6 +114,15 @@ class WeightFile:
             return mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot map {self.path}: {error}") from error
+
+    def wait_for_copy(self) -> memoryview | None:
+        """The file's bytes in memory of this process, where they were read ahead."""
+        return None if self._copy is None else self._copy.wait()
+
+    def forget_copy(self, begin: int, end: int) -> None:
+        """Give back the memory of these bytes, if they were read ahead."""
+        if self._copy is not None:
+            self._copy.forget(begin, end)
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if somebody wrote to the file since it was opened."""

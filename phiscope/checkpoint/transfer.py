@@ -65,15 +65,19 @@ def load_model(
     _check_dtype(dtype)
     with Checkpoint(Path(folder)) as checkpoint:
         model = make_skeleton(checkpoint.config, layers)
+        names = [name for name, _ in model.named_parameters()]
+        copies = checkpoint.find_copies(names, dtype) if torch.device(device).type == "cpu" else {}
         state = {
             name: use_huge_pages(torch.empty(parameter.shape, dtype=dtype, device=device))
             for name, parameter in model.named_parameters()
+            if name not in copies
         }
-        spans = list(checkpoint.spans(state))
+        spans = [*checkpoint.spans(state), *checkpoint.spans(copies, are_read=True)]
         non_finite = _read_with_bar(spans, progress=progress)
+        checkpoint.forget_copies(state)
         checkpoint.weights.check_unchanged()
     warn_non_finite(checkpoint.folder, non_finite)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state | copies, assign=True)
     return model.requires_grad_(False).eval()
 
 

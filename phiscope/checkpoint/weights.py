@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,8 @@ class Span:
     out: Tensor
     name: str
     """Of the destination, for messages."""
+    is_read: bool = False
+    """Whether the rows are there, and only to be checked."""
 
 
 def read_spans(
@@ -226,7 +228,8 @@ class _Reader:
         offset = source.offset + chunk.start * source.row_bytes
         what = f"tensor {source.name!r}"
         if out.dtype == source.dtype and out.device.type == "cpu":
-            source.file.read_into(view_bytes(out), offset, what)
+            if not chunk.is_read:
+                source.file.read_into(view_bytes(out), offset, what)
             finite = is_finite(out)
         else:
             staged = self._stage(chunk)
@@ -266,7 +269,7 @@ def _split(span: Span) -> Iterator[Span]:
     rows = max(1, CHUNK_BYTES // max(1, span.source.row_bytes))
     for first in range(0, span.out.shape[0], rows):
         out = span.out[first : first + rows]
-        yield Span(span.source, span.start + first, out, span.name)
+        yield replace(span, start=span.start + first, out=out)
 
 
 def _scan(tensor: StoredTensor) -> bool:

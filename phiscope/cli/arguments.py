@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phiscope import readahead
 from phiscope.cli.printing import shows_progress
 
 if TYPE_CHECKING:
@@ -18,7 +19,15 @@ POOLING_NAMES = ("mean", "last", "weighted_mean", "max", "first")
 MODE_NAMES = (
     *("auto", "fp16-flash", "fp16", "bf16-flash", "bf16", "fp32", "int8", "int4"),
     *("fp16-flex", "fp32-flex"),
-    *("fp32-cpu", "bf16-cpu", "bf16-fp32-cpu", "int8-cpu", "int4-cpu", "int8-fp32-cpu"),
+    *(
+        "fp32-cpu",
+        "bf16-cpu",
+        "bf16-fp32-cpu",
+        "fp16-fp32-cpu",
+        "int8-cpu",
+        "int4-cpu",
+        "int8-fp32-cpu",
+    ),
 )
 """Those of `phiscope.runtime`."""
 SMALL_MODEL = 50_000_000
@@ -65,6 +74,8 @@ def load_model(
 
     `folder` is what `find_model` gave, if it was asked before.
     """
+    if points is None:
+        readahead.begin(arguments.model, arguments.mode)
     from phiscope.api import load
 
     folder = folder or find_model(arguments)

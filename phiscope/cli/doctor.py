@@ -51,7 +51,9 @@ def _choose_modes(machine: "Machine") -> dict[str, dict[str, str]]:
 
     chosen = {}
     for name, config in PRESETS.items():
-        mode = select_mode("auto", num_parameters=config.num_parameters, machine=machine)
+        mode = select_mode(
+            "auto", num_parameters=config.num_parameters, machine=machine, stored=config.dtype
+        )
         chosen[name] = {"mode": mode.name, "why": explain_mode(mode, machine)}
     return chosen
 

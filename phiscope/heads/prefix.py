@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phiscope.errors import NonFiniteError, UnsupportedError
+from phiscope.errors import NonFiniteError
 from phiscope.heads.projector import find_embedding
 from phiscope.model import PhiForCausalLM
 from phiscope.packing import pack_lengths
@@ -121,11 +121,6 @@ def text_loss(model: PhiForCausalLM, prompts: Sequence[Interleaved]) -> Tensor:
     if len(places) == 0:
         raise ValueError("the prompts have no text to learn behind their first places")
     logits = model(inputs, packed, rows=places - 1)
-    if inputs.requires_grad and not logits.requires_grad:
-        raise UnsupportedError(
-            "no gradients come through this model, whose mode is for inference; load it in another,"
-            " such as 'fp32-cpu'"
-        )
     return F.cross_entropy(logits, labels[places])
 
 

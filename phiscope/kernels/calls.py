@@ -20,11 +20,12 @@ _THREAD_BYTES = 2**18
 _LINEAR = {  # weight's dtype, activations' dtype: kernel
     (torch.float32, torch.float32): "linear_fp32",
     (torch.bfloat16, torch.float32): "linear_bf16_fp32",
+    (torch.float16, torch.float32): "linear_fp16_fp32",
     (torch.bfloat16, torch.bfloat16): "linear_bf16",
 }
 _NORM = {kinds: name.replace("linear", "norm") for kinds, name in _LINEAR.items()}
 _SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_ROUNDED = {**_SUFFIXES, torch.float16: "fp16"}
+_NAMES = {**_SUFFIXES, torch.float16: "fp16"}
 
 
 def serves_linear(weight: torch.dtype, x: torch.dtype | None = None) -> bool:
@@ -44,6 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     outs = weight.shape[0]
     assert weight.shape[1] == width
     assert weight.is_contiguous()
+    assert bias is None or bias.dtype == weight.dtype
     y = x.new_empty(rows, outs)
     kernel = _function(_LINEAR[weight.dtype, x.dtype], 4, 3)
     kernel(
@@ -53,15 +55,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (rows, width) fp32 times weight (outs, width) bf16, in fp32: for many rows."""
+    """x (rows, width) fp32 times weight (outs, width) bf16 or fp16, in fp32: for many rows."""
     x = x.contiguous()
     rows, width = x.shape
     outs = weight.shape[0]
     assert weight.shape[1] == width
     assert weight.is_contiguous()
+    assert bias is None or bias.dtype == weight.dtype
     y = x.new_empty(rows, outs)
     threads = _threads(weight.nbytes * rows)
-    _function("linear_bf16_wide", 4, 3)(
+    _function(f"linear_{_NAMES[weight.dtype]}_wide", 4, 3)(
         _at(x), _at(weight), _at(bias), _at(y), rows, width, outs, threads
     )
     return y
@@ -103,13 +106,13 @@ def linear_int4(
 
 def serves_rounding(weight: torch.dtype) -> bool:
     """Whether `round_int8` and `round_int4` take weights of this dtype."""
-    return weight in _ROUNDED
+    return weight in _NAMES
 
 
 def round_int8(weight: Tensor, panels: Tensor, scales: Tensor, *, threads: int) -> None:
     """Round rows (outs, width) into panels and scales; see rounding.py."""
     weight, sizes = _prepare_rounding(weight, panels, scales, per_step=4)
-    kernel = _function(f"round_int8_{_ROUNDED[weight.dtype]}", 3, 3)
+    kernel = _function(f"round_int8_{_NAMES[weight.dtype]}", 3, 3)
     kernel(_at(weight), _at(panels), _at(scales), *sizes, threads)
 
 
@@ -120,7 +123,7 @@ def round_int4(
     weight, sizes = _prepare_rounding(weight, panels, scales, per_step=8)
     assert multipliers.is_contiguous()
     assert multipliers.numel() * 16 == panels.numel()
-    kernel = _function(f"round_int4_{_ROUNDED[weight.dtype]}", 4, 3)
+    kernel = _function(f"round_int4_{_NAMES[weight.dtype]}", 4, 3)
     kernel(_at(weight), _at(panels), _at(multipliers), _at(scales), *sizes, threads)
 
 
@@ -160,14 +163,16 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, sequences: Tensor, *, num_ke
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis of x (rows, width), with sums in fp32."""
+    """LayerNorm over the last axis of x (..., width), with sums in fp32."""
     x = x.contiguous()
     y = torch.empty_like(x)
     assert weight.is_contiguous()
     assert bias.is_contiguous()
-    assert weight.shape == bias.shape == x.shape[1:]
+    assert weight.shape == bias.shape == x.shape[-1:]
+    assert weight.dtype == bias.dtype
     kernel = _function(_NORM[weight.dtype, x.dtype], 4, 2, has_factor=True)
-    kernel(_at(x), _at(weight), _at(bias), _at(y), *x.shape, eps, _threads(x.nbytes))
+    sizes = (x.shape[:-1].numel(), x.shape[-1])
+    kernel(_at(x), _at(weight), _at(bias), _at(y), *sizes, eps, _threads(x.nbytes))
     return y
 
 
@@ -204,6 +209,8 @@ def place(
     (keys, values), (cos, sin) = layer, angles
     tokens, heads, dim = q.shape
     kv_heads = k.shape[1]
+    assert keys.shape == values.shape
+    assert keys.shape[-2:] == k.shape[1:] == v.shape[1:]
     assert keys.is_contiguous()
     assert values.is_contiguous()
     assert keys.dtype == values.dtype == q.dtype

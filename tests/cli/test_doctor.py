@@ -16,7 +16,8 @@ def test_doctor_names_the_mode_that_auto_chooses(run):
     report = json.loads(run("doctor", "--json")[1])
     machine = describe_machine()
     for name, config in PRESETS.items():
-        chosen = select_mode("auto", num_parameters=config.num_parameters, machine=machine)
+        size, stored = config.num_parameters, config.dtype
+        chosen = select_mode("auto", num_parameters=size, machine=machine, stored=stored)
         assert report["auto"][name]["mode"] == chosen.name
         assert report["auto"][name]["why"]
 

@@ -9,7 +9,7 @@ from phiscope.kernels import calls
 from phiscope.packing import pack_lengths
 from phiscope.rotary import rotate
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
 SHAPES = [(8, 8, 32), (4, 2, 16), (32, 32, 80), (4, 1, 24), (2, 2, 7)]
 
@@ -23,6 +23,7 @@ def error(ours, wanted):
     [
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
         (torch.bfloat16, torch.bfloat16),
     ],
 )
@@ -38,15 +39,24 @@ def test_products_are_those_of_float64(weight, x, width, outs):
         assert error(calls.linear(some, w, None), without) < (1e-6 if x == torch.float32 else 3e-3)
 
 
+@pytest.mark.parametrize("weight", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("width", "outs"), [(2560, 300), (130, 77), (64, 51), (1100, 65), (3, 1)])
-def test_wide_products_of_many_rows_are_those_of_float64(width, outs):
+def test_wide_products_of_many_rows_are_those_of_float64(width, outs, weight):
     torch.manual_seed(0)
-    w, bias = torch.randn(outs, width).bfloat16(), torch.randn(outs).bfloat16()
+    w, bias = torch.randn(outs, width).to(weight), torch.randn(outs).to(weight)
     for rows in (17, 70, 520):
         x = torch.randn(rows, width)
         wanted = F.linear(x.double(), w.double(), bias.double())
         assert error(calls.linear_wide(x, w, bias), wanted) < 1e-6
         assert error(calls.linear_wide(x, w, None), F.linear(x.double(), w.double())) < 1e-6
+
+
+def test_every_number_of_half_precision_is_widened_as_it_is():
+    halves = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    w = halves[:, None].contiguous()
+    for product, rows in ((calls.linear, 1), (calls.linear_wide, 17)):
+        got = product(torch.ones(rows, 1), w, None)[0]
+        torch.testing.assert_close(got, halves.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_row_of_a_product_does_not_depend_on_the_rows_beside_it():
@@ -160,7 +170,7 @@ def test_placing_turns_and_keeps_what_the_steps_would(dtype, tokens):
 
 
 @pytest.mark.parametrize("offset", [0, 100])
-@pytest.mark.parametrize("kinds", [(F32, F32), (BF16, F32), (BF16, BF16)])
+@pytest.mark.parametrize("kinds", [(F32, F32), (BF16, F32), (F16, F32), (BF16, BF16)])
 def test_layer_norm_is_as_exact_as_torchs(kinds, offset):
     torch.manual_seed(0)
     weight_dtype, dtype = kinds

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "exponential.h"
+#include "exports.h"
 
 namespace {
 

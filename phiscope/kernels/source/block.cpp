@@ -5,7 +5,8 @@
 
 namespace {
 
-enum Kind : long { FP32, BF16_FP32, BF16, INT8, INT8_WIDE, INT4 };
+// As fused.py counts them: of weights and activations.
+enum Kind : long { FP32, BF16_FP32, FP16_FP32, BF16, INT8, INT8_WIDE, INT4 };
 
 // As fused.py lays them out.
 struct Linear {
@@ -45,6 +46,8 @@ void multiply(const Linear& l, const float* x, float* y, long rows, int threads)
             return linear_fp32(x, (const float*)a, (const float*)b, y, rows, l.width, l.outs, threads);
         case BF16_FP32:
             return linear_bf16_fp32(x, (const uint16_t*)a, (const uint16_t*)b, y, rows, l.width, l.outs, threads);
+        case FP16_FP32:
+            return linear_fp16_fp32(x, (const Half*)a, (const Half*)b, y, rows, l.width, l.outs, threads);
         case INT8:
             return linear_int8(x, integers, (const float*)b, (const float*)c, y, rows, l.width, l.padded, l.outs,
                                threads);
@@ -64,11 +67,16 @@ void multiply(const Linear& l, const uint16_t* x, uint16_t* y, long rows, int th
 
 void norm(const Block& b, const float* x, float* y, long rows) {
     long width = b.qkv.width;
-    if (b.kind == FP32)
-        norm_fp32(x, (const float*)b.norm_weight, (const float*)b.norm_bias, y, rows, width, float(b.eps), 1);
-    else
-        norm_bf16_fp32(x, (const uint16_t*)b.norm_weight, (const uint16_t*)b.norm_bias, y, rows, width,
-                       float(b.eps), 1);
+    const void *w = b.norm_weight, *bias = b.norm_bias;
+    float eps = float(b.eps);
+    switch (b.kind) {
+        case FP32:
+            return norm_fp32(x, (const float*)w, (const float*)bias, y, rows, width, eps, 1);
+        case BF16_FP32:
+            return norm_bf16_fp32(x, (const uint16_t*)w, (const uint16_t*)bias, y, rows, width, eps, 1);
+        case FP16_FP32:
+            return norm_fp16_fp32(x, (const Half*)w, (const Half*)bias, y, rows, width, eps, 1);
+    }
 }
 
 void norm(const Block& b, const uint16_t* x, uint16_t* y, long rows) {

@@ -21,6 +21,8 @@ EXPORT void norm_fp32(const float* x, const float* weight, const float* bias, fl
                       float eps, int threads);
 EXPORT void norm_bf16_fp32(const float* x, const uint16_t* weight, const uint16_t* bias, float* y, long rows,
                            long width, float eps, int threads);
+EXPORT void norm_fp16_fp32(const float* x, const Half* weight, const Half* bias, float* y, long rows, long width,
+                           float eps, int threads);
 EXPORT void norm_bf16(const uint16_t* x, const uint16_t* weight, const uint16_t* bias, uint16_t* y, long rows,
                       long width, float eps, int threads);
 
@@ -28,6 +30,8 @@ EXPORT void linear_fp32(const float* x, const float* w, const float* bias, float
                         long outs, int threads);
 EXPORT void linear_bf16_fp32(const float* x, const uint16_t* w, const uint16_t* bias, float* y, long rows,
                              long width, long outs, int threads);
+EXPORT void linear_fp16_fp32(const float* x, const Half* w, const Half* bias, float* y, long rows, long width,
+                             long outs, int threads);
 EXPORT void linear_bf16(const uint16_t* x, const uint16_t* w, const uint16_t* bias, uint16_t* y, long rows,
                         long width, long outs, int threads);
 EXPORT void linear_int8(const float* x, const uint8_t* w, const float* scales, const float* bias, float* y,

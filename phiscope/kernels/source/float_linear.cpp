@@ -1,16 +1,16 @@
-// y = x w^T + bias for few rows of x, with w (outs, width) as it lies in the checkpoint, in fp32 or
-// bf16, and all sums in fp32. Each weight is read from memory once. A row's result does not depend
+// y = x w^T + bias for few rows of x, with w (outs, width) as it lies in the checkpoint, in fp32, fp16
+// or bf16, and all sums in fp32. Each weight is read from memory once. A row's result does not depend
 // on the rows beside it.
 #include <omp.h>
 
-#include "vectors.h"
+#include "exports.h"
 
 namespace {
 
 constexpr int STEP = 2 * LANES;  // elements of w that are taken at a time
 constexpr int MOST_ROWS = 8;
 
-// Two vectors of weights: neighbours of fp32; of bf16 those in even and those in odd places.
+// Two vectors of weights: neighbours, but of bf16 those in even and those in odd places.
 INLINE void load_pair(const float* w, floats& a, floats& b) {
     a = load<floats>(w);
     b = load<floats>(w + LANES);
@@ -21,6 +21,16 @@ INLINE void load_pair(const uint16_t* w, floats& a, floats& b) {
     a = (floats)(both << 16);
     b = (floats)(both & ints(spread(int32_t(0xFFFF0000u))));
 }
+
+INLINE void load_pair(const Half* w, floats& a, floats& b) {
+    a = load_floats(w);
+    b = load_floats(w + LANES);
+}
+
+template <class W>
+constexpr bool IS_PAIRED = false;
+template <>
+constexpr bool IS_PAIRED<uint16_t> = true;
 
 // Activations in fp32, in the order in which `load_pair` gives the weights.
 template <bool PAIRED, class X>
@@ -83,7 +93,7 @@ void apply(const X* x, const W* w, const W* bias, X* y, long rows, long width, l
     long padded = (rows + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
     Scratch<float> arranged(padded * width);
     for (long r = 0; r < rows; r++)
-        arrange<sizeof(W) == 2>(x + r * width, &arranged[r * width], width);
+        arrange<IS_PAIRED<W>>(x + r * width, &arranged[r * width], width);
     // What lies there from earlier calls may be denormal numbers, with which products take a hundred times as long.
     if (rows > 2) memset(&arranged[rows * width], 0, (padded - rows) * width * sizeof(float));
 #pragma omp parallel num_threads(threads)
@@ -110,6 +120,11 @@ EXPORT void linear_fp32(const float* x, const float* w, const float* bias, float
 
 EXPORT void linear_bf16_fp32(const float* x, const uint16_t* w, const uint16_t* bias, float* y,
                              long rows, long width, long outs, int threads) {
+    apply(x, w, bias, y, rows, width, outs, threads);
+}
+
+EXPORT void linear_fp16_fp32(const float* x, const Half* w, const Half* bias, float* y, long rows,
+                             long width, long outs, int threads) {
     apply(x, w, bias, y, rows, width, outs, threads);
 }
 

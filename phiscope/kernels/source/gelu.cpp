@@ -1,5 +1,6 @@
 // GELU by its tanh formula, in place: x / 2 * (1 + tanh(u)) = x / (1 + exp(-2 u)).
 #include "exponential.h"
+#include "exports.h"
 
 namespace {
 

@@ -8,6 +8,7 @@
 // a number of 8 bits. Every output has a scale.
 #include <omp.h>
 
+#include "exports.h"
 #include "integers.h"
 #include "panels.h"
 

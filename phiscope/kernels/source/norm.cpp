@@ -34,7 +34,8 @@ Moments measure(const X* x, long width) {
         square += off * off;
     }
     float correction = difference / float(width);
-    return {mean + correction, square / float(width) - correction * correction};
+    float variance = square / float(width) - correction * correction;
+    return {mean + correction, variance < 0 ? 0 : variance};  // what is no number stays none
 }
 
 template <class X, class W>
@@ -62,6 +63,11 @@ EXPORT void norm_fp32(const float* x, const float* weight, const float* bias, fl
 
 EXPORT void norm_bf16_fp32(const float* x, const uint16_t* weight, const uint16_t* bias, float* y, long rows,
                            long width, float eps, int threads) {
+    norm(x, weight, bias, y, rows, width, eps, threads);
+}
+
+EXPORT void norm_fp16_fp32(const float* x, const Half* weight, const Half* bias, float* y, long rows, long width,
+                           float eps, int threads) {
     norm(x, weight, bias, y, rows, width, eps, threads);
 }
 

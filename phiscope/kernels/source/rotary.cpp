@@ -1,6 +1,6 @@
 // Turns the first dims of each head by its token's angle, in place: halves are paired (NeoX style).
 // Keys and values may be put into a cache in the same pass.
-#include "vectors.h"
+#include "exports.h"
 
 namespace {
 

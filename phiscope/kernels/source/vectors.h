@@ -164,12 +164,23 @@ INLINE floats load_floats(const uint16_t* from) {
     typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
     return (floats)(__builtin_convertvector(load<halves>(from), ints) << 16);
 }
-INLINE floats load_floats(const Half* from) {
-    typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
-    ints all = __builtin_convertvector(load<halves>(from), ints);
+
+// Half precision in the lower halves of lanes; what is in the upper ones does not matter.
+INLINE floats widen_halves(ints all) {
     ints rest = (ints)((floats)((all & 0x7FFF) << 13) * spread(0x1p112f));
     ints special = (all & 0x7C00) == 0x7C00;
     return (floats)(rest | (special & 0x7F800000) | (all & 0x8000) << 16);
+}
+
+INLINE floats load_floats(const Half* from) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtph_ps(load<__m256i>(from));
+#elif defined(__AVX2__) && defined(__F16C__)
+    return (floats)_mm256_cvtph_ps(load<__m128i>(from));
+#else
+    typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
+    return widen_halves(__builtin_convertvector(load<halves>(from), ints));
+#endif
 }
 
 INLINE void store_floats(float* to, floats v) { store(to, v); }

@@ -1,8 +1,9 @@
-// y = x w^T + bias for many rows of fp32 x and narrow w, bf16 as it lies in the checkpoint or panels
-// of 8 bits: fp32 arithmetic throughout. Weights are widened block by block, while they are in the
+// y = x w^T + bias for many rows of fp32 x and narrow w, bf16 or fp16 as it lies in the checkpoint, or
+// panels of 8 bits: fp32 arithmetic throughout. Weights are widened block by block, while they are in the
 // cache. Few rows of x times panels wait for memory, and are multiplied as the panels come.
 #include <omp.h>
 
+#include "exports.h"
 #include "panels.h"
 
 namespace {
@@ -31,9 +32,17 @@ INLINE void transpose(ints (&rows)[LANES]) {
     }
 }
 
-struct Bf16 {
-    const uint16_t* w;
-    const uint16_t* bias;
+// The numbers in the lower and in the upper halves of lanes.
+INLINE floats lower(ints pairs, const uint16_t*) { return (floats)(pairs << 16); }
+INLINE floats upper(ints pairs, const uint16_t*) { return (floats)(pairs & spread(int32_t(0xFFFF0000u))); }
+INLINE floats lower(ints pairs, const Half*) { return widen_halves(pairs); }
+INLINE floats upper(ints pairs, const Half*) { return widen_halves(pairs >> 16); }
+
+// T is uint16_t for bf16, or Half.
+template <class T>
+struct Narrow {
+    const T* w;
+    const T* bias;
     long width, outs;
 
     float bias_of(long o) const { return bias ? read(bias + o) : 0; }
@@ -54,12 +63,12 @@ struct Bf16 {
         for (int i = 0; i < LANES; i++) rows[i] = o + i < outs ? load_part(w + (o + i) * width + k, depth) : ints{};
         transpose(rows);
         for (int i = 0; i < LANES; i++) {
-            if (2 * i < depth) store(out + 2 * i * WIDTH, rows[i] << 16);
-            if (2 * i + 1 < depth) store(out + (2 * i + 1) * WIDTH, rows[i] & spread(int32_t(0xFFFF0000u)));
+            if (2 * i < depth) store(out + 2 * i * WIDTH, lower(rows[i], w));
+            if (2 * i + 1 < depth) store(out + (2 * i + 1) * WIDTH, upper(rows[i], w));
         }
     }
 
-    INLINE ints load_part(const uint16_t* from, long count) const {
+    INLINE ints load_part(const T* from, long count) const {
         if (count >= 2 * LANES) return load<ints>(from);
         ints part{};
         memcpy(&part, from, 2 * count);
@@ -196,7 +205,12 @@ void apply_few(const Int8& w, const float* x, float* y, long rows, long x_width,
 
 EXPORT void linear_bf16_wide(const float* x, const uint16_t* w, const uint16_t* bias, float* y, long rows,
                              long width, long outs, int threads) {
-    apply(Bf16{w, bias, width, outs}, x, y, rows, width, threads);
+    apply(Narrow<uint16_t>{w, bias, width, outs}, x, y, rows, width, threads);
+}
+
+EXPORT void linear_fp16_wide(const float* x, const Half* w, const Half* bias, float* y, long rows, long width,
+                             long outs, int threads) {
+    apply(Narrow<Half>{w, bias, width, outs}, x, y, rows, width, threads);
 }
 
 EXPORT void linear_int8_wide(const float* x, const uint8_t* w, const float* scales, const float* bias,
