@@ -25,7 +25,7 @@ from phiscope.model import (
     place_in_steps,
 )
 from phiscope.quantized import quantize
-from phiscope.runtime import Mode
+from phiscope.runtime import Mode, keep_freed_memory
 from phiscope.streamed import (
     StreamedLinear,
     StreamedNorm,
@@ -108,6 +108,7 @@ def place_at_once(
 
 
 def _use_kernels(model: PhiForCausalLM) -> None:
+    keep_freed_memory()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and calls.serves_linear(child.weight.dtype):

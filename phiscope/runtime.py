@@ -267,6 +267,17 @@ def use_huge_pages(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what activations took for the next ones, up to 256 MB.
+
+    It would give it back after every block, and Linux clear every page of it again for the next.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for setting in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            mallopt(setting, _KEPT_BYTES)
+
+
 def measure_read_bandwidth(num_bytes: int = 2**30) -> float:
     """Bytes per second that torch's threads read from memory, the best of five passes."""
     numbers = torch.ones(num_bytes // 4)
@@ -378,6 +389,8 @@ def _read_cpuinfo() -> list[str]:
     return cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
 
 
+_KEPT_BYTES = 2**28
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 _HUGE_PAGE = 2**21
 _FEATURES = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
