@@ -1,8 +1,8 @@
 """Time from starting a command to the first token it prints, of phiscope and of transformers.
 
 Every try is a process of its own; the checkpoint's files are in the page cache, which the warm-up
-sees to. Beside them stands what nobody can do without: Python's import of torch, and reading the
-files into memory that nobody has touched before.
+sees to. Beside them stands what nobody can do without, Python's import of torch, and the same as
+library calls that read the files into memory of their own.
 
     python benchmarks/first_token.py CHECKPOINT [--repeats 5]
 """
@@ -30,13 +30,10 @@ output = model.generate(**inputs, min_new_tokens=1, max_new_tokens=1, do_sample=
 print(tokenizer.decode(output[0]), flush=True)
 """
 READING = """
-import os, sys, torch
-torch.set_num_threads(int(sys.argv[2]))
-from pathlib import Path
-from phiscope.readahead import FileCopy
-for copy in [FileCopy(path) for path in Path(sys.argv[1]).glob("*.safetensors")]:
-    copy.wait()
-print("read", flush=True)
+import sys
+import phiscope
+phi = phiscope.load(sys.argv[1], num_threads=int(sys.argv[2]))
+print(phi.generate(sys.argv[3], max_new_tokens=1).text, flush=True)
 """
 
 
@@ -54,7 +51,7 @@ def main() -> None:
         "phiscope": (*ours, "--max-new-tokens", "1"),
         "transformers": ("-c", TRANSFORMERS, folder, threads, PROMPT),
         "import_torch": ("-c", "import torch; print(1, flush=True)"),
-        "reading": ("-c", READING, folder, threads),
+        "phiscope_reading": ("-c", READING, folder, threads, PROMPT),
     }
     seconds = take_turns(commands, options.repeats)
     figures = {

@@ -64,16 +64,25 @@ def load(
     revision: str | None = None,
     num_threads: int | None = None,
     progress: bool = False,
+    mapped: bool = False,
 ) -> "Phi":
     """Open a model: a folder, a hub id, or "tiny" and "nano", which come with the package.
 
     `mode` is one of `phiscope.runtime.MODES`, or "auto". With `layers=17` only what 17 blocks need
     is read; hidden states 0 to 17 can then be had, and no text. `num_threads` sets torch's threads.
+    With `mapped` weights stay in their files where a CPU can use them as they lie, which is sooner
+    and takes no memory of its own; if such a file is written to, a `CheckpointError` follows, and
+    if it is cut, the process dies.
     Raises `HubError`, `ConfigError`, `CheckpointError` or `TokenizerError` for what cannot be
     opened and `UnsupportedError` for a mode that this machine lacks.
     """
     spec = ModelSpec(
-        name=str(name), mode=mode, layers=layers, revision=revision, num_threads=num_threads
+        name=str(name),
+        mode=mode,
+        layers=layers,
+        revision=revision,
+        num_threads=num_threads,
+        mapped=mapped,
     )
     return Phi(*spec.load(progress=progress))
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from phiscope import readahead
 from phiscope.checkpoint import find_dtype, load_integers, load_model
 from phiscope.checkpoint.hub import EMBEDDED, resolve
 from phiscope.config import read_config
@@ -37,6 +36,8 @@ class ModelSpec:
     revision: str | None = None
     num_threads: int | None = None
     """Torch's threads from then on; None: as many as there are."""
+    mapped: bool = False
+    """Whether weights of floats may stay in their files, where a CPU can use them as they lie."""
 
     def find(self) -> Path:
         """The checkpoint's folder; it is fetched first where the name is a hub id."""
@@ -50,12 +51,7 @@ class ModelSpec:
         """
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
-        try:
-            return self._load(self.find(), progress=progress)
-        finally:
-            readahead.end()
-
-    def _load(self, folder: Path, *, progress: bool) -> Loaded:
+        folder = self.find()
         config = read_config(folder)
         stored = config.quantization or (find_dtype(folder) if self.mode == "auto" else None)
         mode = select_mode(self.mode, num_parameters=config.num_parameters, stored=stored)
@@ -70,7 +66,12 @@ class ModelSpec:
                 folder, mode.weights, wide=wide, layers=self.layers, progress=progress
             )
         return load_model(
-            folder, dtype=mode.dtype, device=mode.device, layers=self.layers, progress=progress
+            folder,
+            dtype=mode.dtype,
+            device=mode.device,
+            layers=self.layers,
+            progress=progress,
+            mapped=self.mapped,
         )
 
     def settle(self, num_threads: int | None = None) -> "ModelSpec":

@@ -6,6 +6,7 @@ R rows whose logits are wanted, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
+
+
+class Source(Protocol):
+    """A file in which weights lie."""
+
+    def check_unchanged(self) -> None:
+        """Raise if it was written to."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,8 @@ class PhiModel(nn.Module):
         self.final_layernorm = (
             nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if layers is None else None
         )
+        self.sources: tuple[Source, ...] = ()
+        """The files in which weights lie, where they were mapped."""
         self._tables: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -230,6 +240,8 @@ class PhiModel(nn.Module):
         return run.at("final_norm", None, self.final_layernorm(x))
 
     def _check(self, packed: Packed, cache: Cache | None, plan: Plan | None) -> int | None:
+        for source in self.sources:
+            source.check_unchanged()
         end, limit = max(packed.key_lengths), self.config.max_position_embeddings
         if end > limit:
             raise ContextLengthError(f"{end} tokens exceed the context of {limit}")

@@ -130,6 +130,7 @@ def widen(model: PhiForCausalLM, *, products: bool = False) -> PhiForCausalLM:
     layers = None if model.lm_head is not None else len(model.model.layers)
     wide = make_skeleton(model.config, layers)
     scratch = Scratch()
+    wide.model.sources = model.model.sources
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         widened = _widened(module, scratch)

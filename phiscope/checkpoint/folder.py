@@ -21,7 +21,7 @@ from phiscope.checkpoint.layouts import (
     our_shapes,
     stored_shapes,
 )
-from phiscope.checkpoint.stored import StoredTensor
+from phiscope.checkpoint.stored import StoredTensor, join_tensors
 from phiscope.checkpoint.weights import Span, Weights, read_spans, read_spans_alone
 from phiscope.config import PhiConfig, read_config
 from phiscope.errors import CheckpointError, UnsupportedError
@@ -63,23 +63,27 @@ class Checkpoint:
             for span in self._spans_of(name, range(len(target)), target):
                 yield replace(span, is_read=are_read)
 
-    def find_copies(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Those of our tensors that lie whole and in this dtype in a file that was read ahead."""
-        found = ((name, self._find_copy(name, dtype)) for name in names)
-        return {name: tensor for name, tensor in found if tensor is not None}
-
-    def _find_copy(self, name: str, dtype: torch.dtype) -> Tensor | None:
-        first, *others = self._pieces[name]
-        tensor = self.tensors[first.name]
-        is_whole = not others and tensor.shape == self.shapes[name]
-        copy = tensor.file.wait_for_copy() if is_whole and tensor.dtype == dtype else None
-        return None if copy is None else tensor.view(copy)
-
-    def forget_copies(self, names: Iterable[str]) -> None:
-        """Give back the memory of those of our tensors that were read ahead and lie elsewhere."""
+    def map(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Those of our tensors that lie in a file in one piece and in this dtype, mapped."""
+        mappings = {file: file.map() for file in self.weights.files if file.can_be_mapped}
+        found = {}
         for name in names:
-            for stored in {piece.name for piece in self._pieces[name]}:
-                self.tensors[stored].forget_copy()
+            stored = [self.tensors[piece.name] for piece in self._pieces[name]]
+            mapping = mappings.get(stored[0].file)
+            whole = join_tensors(name, stored, self.shapes[name]) if self._is_whole(name) else None
+            if mapping is not None and whole is not None and whole.dtype == dtype:
+                found[name] = whole.view(mapping)
+        return found
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether one of our tensors is made of whole stored ones, in their order."""
+        end = 0
+        for piece in self._pieces[name]:
+            rows = self.tensors[piece.name].shape[0]
+            if (piece.start, piece.target, piece.rows) != (0, end, rows):
+                return False
+            end += piece.rows
+        return True
 
     def fetch(self, name: str, dtype: torch.dtype) -> Tensor:
         """One of our tensors."""

@@ -26,6 +26,7 @@ from phiscope.checkpoint.transfer import (
     make_bar,
     new_folder,
     warn_non_finite,
+    watch_files,
     write_configs,
 )
 from phiscope.checkpoint.weights import is_finite, read_spans
@@ -90,6 +91,7 @@ def _map(folder: Path, config: PhiConfig, *, wide: bool, layers: int | None) -> 
         assert config.quantization is not None
         model = make_integer_skeleton(config, config.quantization, layers, wide=wide)
         state = checkpoint.map(model.state_dict().keys())
+        watch_files(model, checkpoint.weights.files)
         checkpoint.weights.check_unchanged()
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)

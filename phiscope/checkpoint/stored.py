@@ -1,19 +1,20 @@
 """A weight file held open, and where each tensor lies in it.
 
 Files are read with positioned reads: a mapped file that is cut short while in use kills the
-process with SIGBUS, a short read is a clean error. Integer weights alone are mapped, so that all
-processes share them: see quantized_folder.py.
+process with SIGBUS, a short read is a clean error. Integer weights are mapped, so that all
+processes share them, and others where that was asked for; a model watches what it has mapped.
 """
 
 import mmap
 import os
 import stat
-from dataclasses import dataclass
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from phiscope import readahead
 from phiscope.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100 * 2**20
@@ -46,15 +47,25 @@ class StoredTensor:
         self.file.read_into(view_bytes(tensor), self.offset, f"tensor {self.name!r}")
         return tensor
 
-    def view(self, mapping: mmap.mmap | memoryview) -> torch.Tensor:
-        """It, lying in its mapped file or in a copy of it."""
+    def view(self, mapping: mmap.mmap) -> torch.Tensor:
+        """It, lying in its mapped file."""
         size = torch.Size(self.shape)
         flat = torch.frombuffer(mapping, dtype=self.dtype, count=size.numel(), offset=self.offset)
         return flat.view(size)
 
-    def forget_copy(self) -> None:
-        """Give back the memory it takes in a copy of the file, where it is not used from."""
-        self.file.forget_copy(self.offset, self.offset + self.num_bytes)
+
+def join_tensors(
+    name: str, tensors: Sequence[StoredTensor], shape: tuple[int, ...]
+) -> StoredTensor | None:
+    """Tensors that lie one behind the other in a file as one of that shape; None if they do not."""
+    first, end = tensors[0], tensors[0].offset
+    for tensor in tensors:
+        if (tensor.file, tensor.dtype, tensor.offset) != (first.file, first.dtype, end):
+            return None
+        end += tensor.num_bytes
+    joined = replace(first, name=name, shape=shape)
+    is_aligned = first.offset % first.dtype.itemsize == 0
+    return joined if is_aligned and joined.num_bytes == end - first.offset else None
 
 
 class WeightFile:
@@ -69,7 +80,6 @@ class WeightFile:
         status = os.fstat(self._descriptor)
         self.size = status.st_size
         self._identity = (status.st_size, status.st_mtime_ns)
-        self._copy = readahead.find(status)
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise CheckpointError(f"{path} is not a regular file")
@@ -105,6 +115,11 @@ class WeightFile:
         self.read_into(memoryview(buffer), offset, what)
         return bytes(buffer)
 
+    @property
+    def can_be_mapped(self) -> bool:
+        """Whether its tensors lie in it as they are."""
+        return self.path.suffix == ".safetensors" and self.size > 0
+
     def map(self) -> mmap.mmap:
         """The whole file as memory of this process: what is written there never reaches the file.
 
@@ -115,20 +130,44 @@ class WeightFile:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot map {self.path}: {error}") from error
 
-    def wait_for_copy(self) -> memoryview | None:
-        """The file's bytes in memory of this process, where they were read ahead."""
-        return None if self._copy is None else self._copy.wait()
-
-    def forget_copy(self, begin: int, end: int) -> None:
-        """Give back the memory of these bytes, if they were read ahead."""
-        if self._copy is not None:
-            self._copy.forget(begin, end)
-
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if somebody wrote to the file since it was opened."""
-        status = os.fstat(self._descriptor)
-        if (status.st_size, status.st_mtime_ns) != self._identity:
-            raise CheckpointError(f"{self.path} changed while it was being read; load it again")
+        _check_unchanged(self._descriptor, self._identity, self.path)
+
+    def watch(self) -> "Watch":
+        """Goes on telling whether the file is unchanged when this is closed."""
+        return Watch(self.path, os.dup(self._descriptor), self._identity)
+
+
+class Watch:
+    """A file in which tensors lie, open for as long as somebody holds this."""
+
+    def __init__(self, path: Path, descriptor: int, identity: tuple[int, int]) -> None:
+        self._of = (descriptor, identity, path)
+        weakref.finalize(self, os.close, descriptor)
+
+    def check_unchanged(self) -> None:
+        """As `WeightFile.check_unchanged`."""
+        _check_unchanged(*self._of)
+
+    def __deepcopy__(self, _: object) -> "Watch":
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Unwatched, ()  # what is pickled holds the tensors themselves
+
+
+class Unwatched:
+    """Stands for a file that is not used any more."""
+
+    def check_unchanged(self) -> None:
+        """Never raises."""
+
+
+def _check_unchanged(descriptor: int, identity: tuple[int, int], path: Path) -> None:
+    status = os.fstat(descriptor)
+    if (status.st_size, status.st_mtime_ns) != identity:
+        raise CheckpointError(f"{path} changed while it was in use; load it again")
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:

@@ -30,9 +30,11 @@ from phiscope.checkpoint.layouts import (
     stored_shapes,
 )
 from phiscope.checkpoint.safetensors_format import sync_folder, write_bytes, write_json
+from phiscope.checkpoint.stored import WeightFile
 from phiscope.checkpoint.weights import Span, convert_values, read_spans, write_weights
 from phiscope.config import MAX_CONFIG_BYTES, PhiConfig
 from phiscope.errors import CheckpointError, UnsupportedError
+from phiscope.kernels.build import explain_bus_errors
 from phiscope.model import PhiForCausalLM
 from phiscope.quantized import QuantizedLinear
 from phiscope.runtime import use_huge_pages
@@ -55,30 +57,40 @@ def load_model(
     device: torch.device | str = "cpu",
     layers: int | None = None,
     progress: bool = False,
+    mapped: bool = False,
 ) -> PhiForCausalLM:
     """Read a checkpoint of any layout into a model in evaluation mode, without gradients.
 
-    With `layers=17` only the embeddings and the first 17 blocks are read. Peak memory is the
-    model's. Raises `CheckpointError`, `ConfigError`, `UnsupportedError`, or `NonFiniteError` where
-    `dtype` cannot hold a weight; warns where a weight is NaN or infinite.
+    With `layers=17` only the embeddings and the first 17 blocks are read. With `mapped` what lies
+    in a file as a CPU wants it stays there. Peak memory is the model's. Raises `CheckpointError`,
+    `ConfigError`, `UnsupportedError`, or `NonFiniteError` where `dtype` cannot hold a weight; warns
+    where a weight is NaN or infinite.
     """
     _check_dtype(dtype)
     with Checkpoint(Path(folder)) as checkpoint:
         model = make_skeleton(checkpoint.config, layers)
-        names = [name for name, _ in model.named_parameters()]
-        copies = checkpoint.find_copies(names, dtype) if torch.device(device).type == "cpu" else {}
+        parameters = dict(model.named_parameters())
+        can_map = mapped and torch.device(device).type == "cpu"
+        there = checkpoint.map(parameters, dtype) if can_map else {}
         state = {
             name: use_huge_pages(torch.empty(parameter.shape, dtype=dtype, device=device))
-            for name, parameter in model.named_parameters()
-            if name not in copies
+            for name, parameter in parameters.items()
+            if name not in there
         }
-        spans = [*checkpoint.spans(state), *checkpoint.spans(copies, are_read=True)]
+        spans = [*checkpoint.spans(state), *checkpoint.spans(there, are_read=True)]
         non_finite = _read_with_bar(spans, progress=progress)
-        checkpoint.forget_copies(state)
+        if there:
+            watch_files(model, checkpoint.weights.files)
         checkpoint.weights.check_unchanged()
     warn_non_finite(checkpoint.folder, non_finite)
-    model.load_state_dict(state | copies, assign=True)
+    model.load_state_dict(state | there, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def watch_files(model: PhiForCausalLM, files: Iterable[WeightFile]) -> None:
+    """Let a model that lies in mapped files refuse to run after one of them was written to."""
+    model.model.sources = tuple(file.watch() for file in files)
+    explain_bus_errors()
 
 
 def save_checkpoint(

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phiscope import readahead
 from phiscope.cli.printing import shows_progress
 
 if TYPE_CHECKING:
@@ -69,13 +68,12 @@ def load_model(
     *,
     folder: Path | None = None,
     points: Iterable["Point"] | None = None,
+    mapped: bool = False,
 ) -> "Phi":
     """Load the model that the options name; with `points`, only the blocks that these need.
 
-    `folder` is what `find_model` gave, if it was asked before.
+    `folder` is what `find_model` gave, if it was asked before; `mapped` is `load`'s.
     """
-    if points is None:
-        readahead.begin(arguments.model, arguments.mode)
     from phiscope.api import load
 
     folder = folder or find_model(arguments)
@@ -85,6 +83,7 @@ def load_model(
         layers=None if points is None else _count_blocks(points),
         num_threads=choose_threads(arguments, folder),
         progress=shows_progress(),
+        mapped=mapped,
     )
 
 

@@ -96,7 +96,7 @@ def _run(arguments: Namespace) -> int:
     _check_states(arguments)
     prompt = _read_prompt(arguments.prompt)
     settings = sampling_options(arguments) | {"stop": tuple(arguments.stop), "echo": arguments.echo}
-    phi = load_model(arguments)
+    phi = load_model(arguments, mapped=True)
     settings |= draft_setting(arguments)
     if _is_plain(arguments):
         _stream(phi, prompt, arguments.format, settings)

@@ -43,6 +43,12 @@ def open_kernels() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def explain_bus_errors() -> None:
+    """Let a process say why it dies when a mapped file was cut, if kernels are there."""
+    if find_obstacle() is None:
+        open_kernels().explain_bus_errors()
+
+
 def name_compiler() -> str:
     """The compiler's own word for itself: another one may give other last bits."""
     name = open_kernels().name_compiler

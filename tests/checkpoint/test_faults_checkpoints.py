@@ -496,7 +496,7 @@ def test_fault_48_file_overwritten_while_open_is_noticed(folder):
     path = folder / "model.safetensors"
     with Checkpoint(folder) as checkpoint:
         os.utime(path, ns=(0, 0))
-        with pytest.raises(CheckpointError, match="changed while it was being read"):
+        with pytest.raises(CheckpointError, match="changed while it was in use"):
             checkpoint.weights.check_unchanged()
 
 
