@@ -1,6 +1,7 @@
 """Loading: a model by name, with its tokenizer and in its mode, in this process or in another."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -55,9 +56,10 @@ class ModelSpec:
         config = read_config(folder)
         stored = config.quantization or (find_dtype(folder) if self.mode == "auto" else None)
         mode = select_mode(self.mode, num_parameters=config.num_parameters, stored=stored)
-        tokenizer = load_tokenizer(folder, config)
-        model = self._load_weights(folder, mode, progress=progress)
-        return Loaded(prepare(model, mode), tokenizer, mode)
+        with ThreadPoolExecutor(1) as pool:  # beside the weights, for it takes a third of a second
+            tokenizer = pool.submit(load_tokenizer, folder, config)
+            model = self._load_weights(folder, mode, progress=progress)
+        return Loaded(prepare(model, mode), tokenizer.result(), mode)
 
     def _load_weights(self, folder: Path, mode: Mode, *, progress: bool) -> PhiForCausalLM:
         if mode.weights is not None and mode.device == "cpu":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from phiscope.activations.points import Point
 from phiscope.activations.pooling import select_reducers
 from phiscope.errors import NonFiniteError
+from phiscope.finite import all_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +37,30 @@ class Keep:
 
 @dataclass(frozen=True)
 class Kept:
-    """A copy of rows (n, ...), with the largest magnitude and the clamped values of each."""
+    """A copy of rows (n, ...), with what narrowing did to each."""
 
     values: Tensor
-    peaks: Tensor  # (n,), of the values before they were clamped or rounded
-    clamped: Tensor  # (n,) int64
+    narrowed: tuple[Tensor, Tensor] | None
+    """Peaks and clamped, as below; None for a copy in the dtype of what was seen."""
     spans: Mapping[int, slice]
     """The rows of each sequence."""
     refuses: bool
     copied: torch.cuda.Event | None
     """Set when a copy that goes on in the background is done."""
+
+    @cached_property
+    def peaks(self) -> Tensor:
+        """(n,): the largest magnitude of each row before it was clamped or rounded."""
+        if self.narrowed is not None:
+            return self.narrowed[0]
+        return self.values.abs().flatten(1).amax(dim=1)
+
+    @cached_property
+    def clamped(self) -> Tensor:
+        """(n,) int64: how many values of each row were clamped."""
+        if self.narrowed is not None:
+            return self.narrowed[1]
+        return torch.zeros(len(self.values), dtype=torch.int64)
 
     def of(self, point: Point, sequence: int) -> Tensor:
         """A sequence's rows, as a copy; `NonFiniteError` if they are not what was seen."""
@@ -64,6 +80,8 @@ class Kept:
 
     def _check(self, point: Point, sequence: int) -> None:
         self.wait()
+        if self.narrowed is None and all_finite(self.values[self.spans[sequence]]):
+            return
         peaks = self.peaks[self.spans[sequence]]
         peak = float(peaks.max()) if len(peaks) else 0.0
         if not peak < float("inf"):
@@ -85,6 +103,9 @@ def keep_rows(x: Tensor, spans: Mapping[int, slice], keep: Keep, *, masked: bool
     dtype = keep.dtype or x.dtype
     if not x.is_floating_point():
         return _keep_integers(x, spans, keep)
+    if dtype == x.dtype and not masked:
+        copied = _copy(x, dtype, keep.device)
+        return Kept(copied, None, spans, refuses=False, copied=_mark(x))
     sizes = (x.masked_fill(x.isneginf(), 0) if masked else x).abs().flatten(1)
     peaks, clamped = sizes.amax(dim=1), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     limit = torch.finfo(dtype).max
@@ -95,8 +116,7 @@ def keep_rows(x: Tensor, spans: Mapping[int, slice], keep: Keep, *, masked: bool
         x = x.masked_fill(hidden, float("-inf")) if masked else x
     return Kept(
         _copy(x, dtype, keep.device),
-        _copy(peaks, peaks.dtype, keep.device),
-        _copy(clamped, clamped.dtype, keep.device),
+        (_copy(peaks, peaks.dtype, keep.device), _copy(clamped, clamped.dtype, keep.device)),
         spans,
         refuses=keep.overflow == "refuse",
         copied=_mark(x),
@@ -107,7 +127,7 @@ def _keep_integers(x: Tensor, spans: Mapping[int, slice], keep: Keep) -> Kept:
     """Integers are kept as they are: nothing of them can be lost."""
     nothing = torch.zeros(len(x), dtype=torch.int64)
     copy = _copy(x, x.dtype, keep.device)
-    return Kept(copy, nothing.float(), nothing, spans, refuses=False, copied=_mark(x))
+    return Kept(copy, (nothing.float(), nothing), spans, refuses=False, copied=_mark(x))
 
 
 def _copy(x: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:

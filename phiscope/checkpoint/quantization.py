@@ -29,9 +29,10 @@ from phiscope.checkpoint.transfer import (
     watch_files,
     write_configs,
 )
-from phiscope.checkpoint.weights import is_finite, read_spans
+from phiscope.checkpoint.weights import read_spans
 from phiscope.config import PhiConfig, read_config
 from phiscope.errors import NonFiniteError, UnsupportedError
+from phiscope.finite import all_finite
 from phiscope.model import PhiForCausalLM
 from phiscope.quantized import FORMATS, QuantizedLinear
 
@@ -180,7 +181,7 @@ class _Rounded:
     def _read(self, name: str) -> Tensor:
         tensor = self._checkpoint.fetch(name, self._dtypes[name])
         self._on_bytes(self._checkpoint.count_bytes(name))
-        if not is_finite(tensor):
+        if not all_finite(tensor):
             raise _no_number(name)
         return tensor
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from phiscope.checkpoint.folder import count_dtypes, dtype_name
 from phiscope.checkpoint.layouts import check_shapes
 from phiscope.checkpoint.stored import StoredTensor
-from phiscope.checkpoint.weights import Weights, is_finite
+from phiscope.checkpoint.weights import Weights
 from phiscope.config import PhiConfig, read_config
 from phiscope.errors import CheckpointError
+from phiscope.finite import all_finite
 from phiscope.model import PhiForCausalLM
 from phiscope.quantized import make_room
 from phiscope.rounding import MULTIPLIERS
@@ -71,7 +72,7 @@ class QuantizedCheckpoint:
         faults = [
             f"{name!r} holds NaN or infinity"
             for name, tensor in tensors.items()
-            if tensor.dtype == torch.float32 and not is_finite(tensor)
+            if tensor.dtype == torch.float32 and not all_finite(tensor)
         ]
         faults += [*_find_outliers(tensors)]
         if faults:

@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +26,13 @@ from phiscope.checkpoint.stored import (
 )
 from phiscope.checkpoint.torch_zip import read_torch_zip
 from phiscope.errors import CheckpointError, NonFiniteError
+from phiscope.finite import DTYPES as FINITE_DTYPES
+from phiscope.finite import all_finite
 from phiscope.strict import read_json_object
 
 MAX_THREADS = 4
+MAPPED_BYTES = 64 * 2**20
+"""Of a mapped file that are looked at at a time."""
 
 CANDIDATES = (  # in transformers' order
     *("model.safetensors", "model.safetensors.index.json"),
@@ -137,7 +140,7 @@ def find_non_finite(
 ) -> list[str]:
     """Names of the floating-point tensors that hold a NaN or an infinity."""
     with ThreadPoolExecutor(num_threads()) as pool:
-        floats = [tensor for tensor in tensors if tensor.dtype in _BITS]
+        floats = [tensor for tensor in tensors if tensor.dtype in FINITE_DTYPES]
         names = []
         for tensor, finite in zip(floats, pool.map(_scan, floats), strict=True):
             names += [] if finite else [tensor.name]
@@ -152,7 +155,7 @@ def convert_values(x: Tensor, dtype: torch.dtype, name: str) -> tuple[Tensor, bo
     Raises `NonFiniteError` naming the tensor where a finite number would become infinite.
     """
     converted = x.to(dtype)
-    if is_finite(converted):
+    if all_finite(converted):
         return converted, True
     lost = x.isfinite() & ~converted.isfinite()
     if lost.any():
@@ -192,30 +195,6 @@ def num_threads() -> int:
     return min(MAX_THREADS, os.cpu_count() or 1)
 
 
-def is_finite(x: Tensor) -> bool:
-    """Whether no element is NaN or infinite, told from the bits.
-
-    As integers, the non-finite numbers above zero are the largest with a sign, and those below zero
-    the largest without: two maxima in one thread, tens of times cheaper than `isfinite`.
-    """
-    if not x.dtype.is_floating_point:
-        return True
-    signed, unsigned, infinity = _BITS[x.dtype]
-    bits = x.contiguous().reshape(-1).view(signed).numpy()
-    if bits.size == 0:
-        return True
-    sign = 1 << (8 * x.dtype.itemsize - 1)
-    return bool(bits.max() < infinity and bits.view(unsigned).max() < infinity + sign)
-
-
-_BITS = {  # dtype: (the same bits with a sign, without, positive infinity)
-    torch.float16: (torch.int16, np.uint16, 0x7C00),
-    torch.bfloat16: (torch.int16, np.uint16, 0x7F80),
-    torch.float32: (torch.int32, np.uint32, 0x7F80_0000),
-    torch.float64: (torch.int64, np.uint64, 0x7FF0_0000_0000_0000),
-}
-
-
 class _Reader:
     """Reads chunks, with one staging buffer per thread."""
 
@@ -230,7 +209,7 @@ class _Reader:
         if out.dtype == source.dtype and out.device.type == "cpu":
             if not chunk.is_read:
                 source.file.read_into(view_bytes(out), offset, what)
-            finite = is_finite(out)
+            finite = all_finite(out)
         else:
             staged = self._stage(chunk)
             source.file.read_into(view_bytes(staged), offset, what)
@@ -266,7 +245,8 @@ def _read_all(reader: _Reader, chunks: Sequence[Span]) -> Generator[int, None, N
 
 
 def _split(span: Span) -> Iterator[Span]:
-    rows = max(1, CHUNK_BYTES // max(1, span.source.row_bytes))
+    size = MAPPED_BYTES if span.is_read else CHUNK_BYTES
+    rows = max(1, size // max(1, span.source.row_bytes))
     for first in range(0, span.out.shape[0], rows):
         out = span.out[first : first + rows]
         yield replace(span, start=span.start + first, out=out)
@@ -281,7 +261,7 @@ def _scan(tensor: StoredTensor) -> bool:
         chunk = torch.empty(shape, dtype=tensor.dtype)
         offset = tensor.offset + start * tensor.row_bytes
         tensor.file.read_into(view_bytes(chunk), offset, f"tensor {tensor.name!r}")
-        if not is_finite(chunk):
+        if not all_finite(chunk):
             return False
     return True
 

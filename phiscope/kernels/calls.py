@@ -237,6 +237,14 @@ def run_block(block: bytes, x: Tensor, where: Sequence[Tensor], *, num_keys: int
     return out
 
 
+def is_finite(address: int, count: int, *, bits: int, exponent: int) -> bool:
+    """Whether none of `count` numbers of 16 or 32 bits has all these bits of its exponent set."""
+    function = getattr(open_kernels(), f"is_finite_{bits}")
+    function.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+    found: int = function(address, count, exponent)
+    return bool(found)
+
+
 def _close_heads(x: Tensor) -> Tensor:
     """x (N, heads, dim), with a token's heads one after the other; copied if they are not."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()

@@ -10,7 +10,6 @@ from phiscope.checkpoint.weights import (
     Weights,
     convert_values,
     find_non_finite,
-    is_finite,
     read_spans,
     write_weights,
 )
@@ -178,28 +177,6 @@ def test_tensor_that_is_not_the_announced_one_is_refused(tmp_path, tensor):
     entries = {"a": (torch.float32, (3,))}
     with pytest.raises(ValueError, match="'a' was announced as"):
         write_weights(tmp_path, entries, iter([tensor]), max_shard_size=10**9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_finiteness_is_told_right_for_every_16_bit_number(dtype):
-    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    finite = numbers.isfinite()
-    assert is_finite(numbers[finite])
-    for number in numbers[~finite]:
-        assert not is_finite(number)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_one_number_that_is_not_finite_is_found_among_many(dtype):
-    sound = torch.randn(1000).to(dtype)
-    limits = torch.finfo(dtype)
-    sound[:4] = torch.tensor([limits.max, limits.min, limits.tiny, -0.0], dtype=dtype)
-    assert is_finite(sound)
-    for bad in (float("nan"), -float("nan"), float("inf"), -float("inf")):
-        for place in (0, 500, 999):
-            damaged = sound.clone()
-            damaged[place] = bad
-            assert not is_finite(damaged)
 
 
 def test_number_beyond_the_new_dtype_is_named():
