@@ -43,6 +43,7 @@ _INTEGERS: dict[tuple[type, bool], int] = {  # class, whether it is wide: the sa
     (Int8Linear, True): 5,
     (Int4Linear, False): 6,
 }
+_QUANTIZED = (Int8Linear, Int4Linear)
 _NORMS = (StreamedNorm, WideNorm)
 _TENSORS: dict[type, tuple[str, ...]] = {  # in the order in which the kernels take them
     **dict.fromkeys((StreamedLinear, WideLinear, *_NORMS), ("weight", "bias")),
@@ -144,7 +145,7 @@ def _look(layer: nn.Module) -> tuple[Facts, ...]:
 
 def _list_tensors(layer: nn.Module) -> list[Tensor | None]:
     """By name, for the order in which a module keeps them may change; of other classes none."""
-    kept = layer._buffers if isinstance(layer, QuantizedLinear) else layer._parameters
+    kept = layer._buffers if type(layer) in _QUANTIZED else layer._parameters
     return [kept.get(name) for name in _TENSORS.get(type(layer), ())]
 
 
@@ -208,7 +209,7 @@ def _read_sizes(linear: nn.Module) -> tuple[int, int]:
         _expect(weight is not None and weight.ndim == 2)
         assert weight is not None
         return weight.shape[1], weight.shape[0]
-    if type(linear) in (Int8Linear, Int4Linear):
+    if type(linear) in _QUANTIZED:
         assert isinstance(linear, QuantizedLinear)
         return linear.in_features, linear.out_features
     raise _UnknownError

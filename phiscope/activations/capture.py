@@ -6,6 +6,7 @@ it every point, and nothing is set on the model or has to be restored.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -169,7 +170,7 @@ class CapturePlan:
             raise ValueError(f"{point} was not reached: run a forward with this plan first")
         return kept
 
-    def _spans(self, name: str, num_rows: int) -> list[slice]:
+    def _spans(self, name: str, num_rows: int) -> tuple[slice, ...]:
         """The rows of each sequence at a point: its tokens, or those with logits."""
         lengths: Sequence[int] = self.packed.lengths
         if name == "logits" and self.logit_rows is not None:
@@ -250,7 +251,13 @@ def _arrange(inspections: Sequence[Inspection]) -> dict[Place, _Stop]:
     return stops
 
 
-def _lay_out(lengths: Sequence[int]) -> list[slice]:
+def _lay_out(lengths: Sequence[int]) -> tuple[slice, ...]:
     """Where rows of these lengths lie end to end."""
-    ends = list(accumulate(lengths, initial=0))
-    return [slice(begin, end) for begin, end in pairwise(ends)]
+    return _lay_out_each(tuple(lengths))
+
+
+@lru_cache(maxsize=8)
+def _lay_out_each(lengths: tuple[int, ...]) -> tuple[slice, ...]:
+    """All points of a forward share it."""
+    ends = accumulate(lengths, initial=0)
+    return tuple(slice(begin, end) for begin, end in pairwise(ends))

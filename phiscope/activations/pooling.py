@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from phiscope.kernels import build, calls
+
 Reducer = Callable[[Tensor, Tensor], Tensor]
 """Takes rows (N, ...) in fp32 or fp64 and lengths (S,) int64, returns (S, ...)."""
 
@@ -66,6 +68,9 @@ def _first(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor, lengths: Tensor) -> Tensor:
+    is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+    if is_plain and build.find_obstacle() is None:
+        return calls.sum_sequences(x, lengths)
     return torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
 
 

@@ -237,6 +237,17 @@ def run_block(block: bytes, x: Tensor, where: Sequence[Tensor], *, num_keys: int
     return out
 
 
+def sum_sequences(x: Tensor, lengths: Tensor) -> Tensor:
+    """(S, width): sums of x (N, width) fp32 over rows end to end, `lengths` (S,) int64 of each."""
+    x, lengths = x.contiguous(), lengths.contiguous()
+    y = x.new_empty(len(lengths), x.shape[1])
+    assert x.dtype == torch.float32
+    assert int(lengths.sum()) == len(x)
+    sizes = (len(lengths), x.shape[1], _threads(x.nbytes))
+    _function("sum_sequences", 3, 2)(_at(x), _at(lengths), _at(y), *sizes)
+    return y
+
+
 def is_finite(address: int, count: int, *, bits: int, exponent: int) -> bool:
     """Whether none of `count` numbers of 16 or 32 bits has all these bits of its exponent set."""
     function = getattr(open_kernels(), f"is_finite_{bits}")

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phiscope.activations.pooling import REDUCERS, normalize, pool, select_reducers
+from phiscope.kernels import build, calls
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -81,3 +82,15 @@ def test_normalized_rows_have_length_one_and_zeros_stay():
     rows = normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-30, 0.0]]))
     assert torch.allclose(rows.norm(dim=-1), torch.tensor([1.0, 0.0, 1.0]))
     assert math.isclose(float(rows[0, 0]), 0.6, rel_tol=1e-6)
+
+
+@pytest.mark.skipif(build.find_obstacle() is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("width", [1, 7, 64, 2570])
+def test_sums_by_the_kernel_are_those_of_torch_to_the_bit(width):
+    torch.manual_seed(0)
+    lengths = torch.tensor([1, 300, 7, 64])
+    x = torch.randn(372, width)
+    x[5, 0], x[310, 0] = torch.inf, torch.nan
+    wanted = torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
+    got = calls.sum_sequences(x, lengths)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
