@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -29,7 +30,26 @@ from phiscope.errors import CheckpointError, UnsupportedError
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class Checkpoint:
+class OpenFolder:
+    """A folder whose weight files are open until its context ends."""
+
+    weights: Weights
+    tensors: Mapping[str, StoredTensor]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.weights.close()
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors are stored in each dtype, the commonest first."""
+        counts = Counter(dtype_name(tensor.dtype) for tensor in self.tensors.values())
+        return dict(counts.most_common())
+
+
+class Checkpoint(OpenFolder):
     """An open checkpoint folder whose headers were checked; a context manager.
 
     `tensors` has the stored weights by today's names of its `layout`; `shapes` ours by our names.
@@ -46,17 +66,6 @@ class Checkpoint:
             self.weights.close()
             raise
 
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.weights.close()
-
-    @property
-    def dtypes(self) -> dict[str, int]:
-        """How many tensors are stored in each dtype, the commonest first."""
-        return count_dtypes(self.tensors.values())
-
     def spans(self, targets: Mapping[str, Tensor], *, are_read: bool = False) -> Iterator[Span]:
         """What to read to fill our tensors, given by our names, or to check if `are_read`."""
         for name, target in targets.items():
@@ -65,15 +74,21 @@ class Checkpoint:
 
     def map(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
         """Those of our tensors that lie in a file in one piece and in this dtype, mapped."""
-        mappings = {file: file.map() for file in self.weights.files if file.can_be_mapped}
-        found = {}
-        for name in names:
-            stored = [self.tensors[piece.name] for piece in self._pieces[name]]
-            mapping = mappings.get(stored[0].file)
-            whole = join_tensors(name, stored, self.shapes[name]) if self._is_whole(name) else None
-            if mapping is not None and whole is not None and whole.dtype == dtype:
-                found[name] = whole.view(mapping)
-        return found
+        wholes = {name: self._find_whole(name) for name in names}
+        fitting = {
+            name: whole
+            for name, whole in wholes.items()
+            if whole is not None and whole.dtype == dtype and whole.file.can_be_mapped
+        }
+        mappings = {file: file.map() for file in {whole.file for whole in fitting.values()}}
+        return {name: whole.view(mappings[whole.file]) for name, whole in fitting.items()}
+
+    def _find_whole(self, name: str) -> StoredTensor | None:
+        """One of our tensors where it lies in a file in one piece."""
+        if not self._is_whole(name):
+            return None
+        stored = [self.tensors[piece.name] for piece in self._pieces[name]]
+        return join_tensors(name, stored, self.shapes[name])
 
     def _is_whole(self, name: str) -> bool:
         """Whether one of our tensors is made of whole stored ones, in their order."""
@@ -159,12 +174,6 @@ def refuse_integers(folder: Path, quantization: str | None) -> None:
             f"{folder} holds weights rounded to {quantization}, which phiscope.load opens in mode "
             f"'{quantization}-cpu'; for anything else take the float checkpoint they came from"
         )
-
-
-def count_dtypes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
-    """How many of the tensors are stored in each dtype, the commonest first."""
-    counts = Counter(dtype_name(tensor.dtype) for tensor in tensors)
-    return dict(counts.most_common())
 
 
 def dtype_name(dtype: torch.dtype) -> str:

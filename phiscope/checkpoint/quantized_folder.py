@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from phiscope.checkpoint.folder import count_dtypes, dtype_name
+from phiscope.checkpoint.folder import OpenFolder, dtype_name
 from phiscope.checkpoint.layouts import check_shapes
 from phiscope.checkpoint.stored import StoredTensor
 from phiscope.checkpoint.weights import Weights
@@ -32,7 +32,7 @@ _ORDER = (torch.uint8, torch.float32, torch.bfloat16)
 Entries = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
-class QuantizedCheckpoint:
+class QuantizedCheckpoint(OpenFolder):
     """An open folder of integer weights whose header was checked; a context manager.
 
     `tensors` has what is stored by the names in our model's state.
@@ -52,17 +52,6 @@ class QuantizedCheckpoint:
         except BaseException:
             self.weights.close()
             raise
-
-    def __enter__(self) -> "QuantizedCheckpoint":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.weights.close()
-
-    @property
-    def dtypes(self) -> dict[str, int]:
-        """How many tensors are stored in each dtype, the commonest first."""
-        return count_dtypes(self.tensors.values())
 
     def map(self, names: Collection[str]) -> dict[str, Tensor]:
         """These tensors, mapped. Raises `CheckpointError` naming what `find_faults` finds."""
