@@ -1,7 +1,8 @@
 """What access costs: decode and prefill bare, and with capture or steering, in turn.
 
-Captured are one point, and all hidden states: rows of every new token while decoding, one mean of
-each text in a prefill. Steering adds a vector at one layer.
+Captured are one point, and all hidden states: rows of every token while decoding, one mean of each
+text in a prefill. Steering adds a vector at one layer. All decode with as many forwards: to keep
+rows the last token is run as well, so those that keep none choose one token more.
 
     python benchmarks/access.py CHECKPOINT --modes int8-cpu bf16-fp32-cpu [--repeats 9]
 """
@@ -9,7 +10,6 @@ each text in a prefill. Steering adds a vector at one layer.
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,17 +61,20 @@ def compare(tasks: dict[str, Callable[[], object]], repeats: int) -> dict:
 
 
 def make_decodes(phi: phiscope.Phi) -> dict[str, Callable[[], object]]:
-    generate = partial(phi.generate, max_new_tokens=NEW_TOKENS, ignore_eos=True)
     prompts = draw(phi, PROMPT)
+
+    def generate(points: str = "") -> None:
+        count = NEW_TOKENS + (not points)
+        phi.generate(next(prompts), max_new_tokens=count, ignore_eos=True, points=points or ())
 
     def steered() -> None:
         with steer(phi):
-            generate(next(prompts))
+            generate()
 
     return {
-        "bare": lambda: generate(next(prompts)),
-        "one_point": lambda: generate(next(prompts), points=ONE),
-        "all_states": lambda: generate(next(prompts), points=ALL),
+        "bare": generate,
+        "one_point": lambda: generate(ONE),
+        "all_states": lambda: generate(ALL),
         "steered": steered,
     }
 

@@ -1,13 +1,15 @@
-"""A parallel block in one call of a kernel, where few rows pass and nobody looks inside.
+"""Parallel blocks in one call of a kernel, where few rows pass and nobody looks inside.
 
 The kernel calls those that the steps would call, so what comes out is theirs, bit for bit. Anything
 that stands between the steps (a plan's points, a hook, another module in a layer's place, another
-attention) makes the block go step by step; so does everything that the kernel does not know. It is
-told addresses, and therefore every tensor behind one is looked at before each call.
+attention) makes a block go step by step; so does everything that the kernel does not know. It is
+told addresses, and therefore every tensor behind one is looked at before each call. What lies
+between blocks is all there after a call; so a call ends only where that is changed.
 """
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch.nn.modules import module as torch_modules
 from phiscope.attention import list_sequences, native
 from phiscope.cache import KVCache, list_places
 from phiscope.kernels import calls
-from phiscope.model import MLP, Attention, ParallelBlock, Pass, compute_in_steps
+from phiscope.model import MLP, Attention, ParallelBlock, Pass, run_in_turn
 from phiscope.outputs import Plan
 from phiscope.quantized import Int4Linear, Int8Linear, QuantizedLinear
 from phiscope.streamed import (
@@ -28,11 +30,12 @@ from phiscope.streamed import (
 )
 from phiscope.wide import WideLinear, WideNorm
 
+_THEM = "blocks in one call"
 _INNER = (
     *("ln_out", "q", "k", "v", "q_rot", "k_rot", "z"),
     *("attn_out", "mlp_pre", "mlp_act", "mlp_out"),
 )
-_FLOATS = {  # weight's dtype, activations' dtype: as block.cpp counts
+_FLOATS = {  # weight's dtype, activations' dtype: as blocks.cpp counts
     (torch.float32, torch.float32): 0,
     (torch.bfloat16, torch.float32): 1,
     (torch.float16, torch.float32): 2,
@@ -51,118 +54,161 @@ _TENSORS: dict[type, tuple[str, ...]] = {  # in the order in which the kernels t
     Int4Linear: ("panels", "multipliers", "scales", "bias"),
 }
 
-Facts = tuple[int, torch.Size, torch.dtype, bool] | None
-"""Of a tensor: where it lies, its shape and dtype, and whether its elements lie together."""
 Heads = tuple[int, int, int]
 """Query heads, key-value heads, and their dim."""
+Like = tuple[torch.dtype, torch.Size, torch.Size]
+"""Of what flows: the dtype and a row's shape; the cache's shape."""
+Modules = dict[str, Any]
+Attributes = dict[str, Any]
+"""Of a module, as it keeps them. They are read here some ten thousand times in a second."""
 
 
 class _UnknownError(Exception):
     """The kernel does not know such a block."""
 
 
-class FusedBlock:
-    """Computes one block, by the kernel where it can; keeps what the kernel is told of it."""
+class FusedBlocks:
+    """Computes blocks by the kernel where it can; keeps what the kernel is told of them."""
 
     def __init__(self) -> None:
-        self._known: tuple[object, ...] = ()
-        self._described: bytes | None = None
+        self._told: dict[int, tuple[tuple[object, ...], bytes | None]] = {}
 
-    def __call__(self, block: ParallelBlock, x: Tensor, run: Pass) -> Tensor:
-        described = self._describe(block, x.dtype) if _is_simple(block, x, run) else None
-        if described is None:
-            return compute_in_steps(block, x, run)
-        cache, packed = run.cache, run.packed
-        assert isinstance(cache, KVCache)
-        places = list_places(packed, cache.num_places)
-        sequences = list_sequences(packed, cache.num_places)
-        where = (run.cos, run.sin, *cache.layers[block.layer], places, sequences)
-        return calls.run_block(described, x, where, num_keys=sum(packed.key_lengths))
+    def __call__(self, blocks: Sequence[ParallelBlock], x: Tensor, run: Pass) -> Tensor:
+        cache = run.cache
+        if type(cache) is not KVCache or not _are_served(x, cache):
+            return run_in_turn(blocks, x, run)
+        while blocks:
+            told = self._describe_first(blocks, x, cache, run.plan)
+            x = _run(blocks[: len(told)], told, x, run, cache) if told else blocks[0](x, run)
+            blocks = blocks[len(told) or 1 :]
+        return x
 
-    def _describe(self, block: ParallelBlock, dtype: torch.dtype) -> bytes | None:
-        """What the kernel is told; None if the block is not what the kernel computes."""
-        attention, mlp = block.self_attn, block.mlp
-        if type(mlp) is not MLP:
+    def _describe_first(
+        self, blocks: Sequence[ParallelBlock], x: Tensor, cache: KVCache, plan: Plan | None
+    ) -> list[bytes]:
+        """What the kernel is told of the blocks that it computes before something is changed."""
+        like = x.dtype, x.shape[1:], cache.data.shape
+        told: list[bytes] = []
+        for block in blocks:
+            if plan is not None:
+                if told and _changes_before(plan, block.layer):
+                    break
+                if _looks_inside(plan, block.layer):
+                    break
+            described = self._describe(block, like)
+            if described is None:
+                break
+            told.append(described)
+        return told
+
+    def _describe(self, block: ParallelBlock, like: Like) -> bytes | None:
+        """What the kernel is told of a block; None if it is not what the kernel computes."""
+        parts: Modules = block._modules
+        attention, mlp, dropout = parts["self_attn"], parts["mlp"], parts["dropout"]
+        if (type(block), type(attention), type(mlp)) != (ParallelBlock, Attention, MLP):
             return None
-        linears = (attention.qkv_proj, attention.dense, mlp.fc1, mlp.fc2)
-        layers = (block.input_layernorm, *linears)
-        if _are_watched((block, attention, mlp, block.dropout, *layers)):
+        a, m = attention.__dict__, mlp.__dict__
+        layers = (
+            parts["input_layernorm"],
+            *(a["_modules"]["qkv_proj"], a["_modules"]["dense"]),
+            *(m["_modules"]["fc1"], m["_modules"]["fc2"]),
+        )
+        others = [module.__dict__ for module in (block, dropout, *layers)]
+        if _are_watched([a, m, *others]):
             return None
-        steps = (attention.backend, mlp.activation, attention.rotate, attention.place)
-        heads = (*attention.heads[:2], attention.head_dim)
-        settings = tuple(map(_read_settings, layers))
-        known = (steps, heads, dtype, type(block.dropout), settings, *map(_look, layers))
-        if known != self._known:
+        layer, heads = a["layer"], (*a["heads"][:2], a["head_dim"])
+        steps = (a["backend"], m["activation"], a["rotate"], a["place"])
+        kinds = (type(dropout), "q_layernorm" in a["_modules"], block.layer == layer)
+        known = (like, heads, steps, kinds, *map(_look, layers))
+        if layer not in self._told or self._told[layer][0] != known:
             is_ours = steps == (native, gelu_in_place, rotate_in_place, place_in_slots)
-            is_plain = type(block.dropout) is nn.Dropout and not hasattr(attention, "q_layernorm")
-            self._described = _try_describe(layers, heads, dtype) if is_ours and is_plain else None
-            self._known = known
-        return self._described
+            is_plain = kinds == (nn.Dropout, False, True)
+            told = _try_describe(layer, layers, heads, like) if is_ours and is_plain else None
+            self._told[layer] = known, told
+        return self._told[layer][1]
 
 
-def _is_simple(block: ParallelBlock, x: Tensor, run: Pass) -> bool:
-    cache, attention = run.cache, block.self_attn
+def _are_served(x: Tensor, cache: KVCache) -> bool:
+    """Whether the kernel takes these rows and this cache."""
     return (
-        type(cache) is KVCache
-        and type(attention) is Attention
-        and len(x) <= calls.FEW_ROWS
-        and x.shape[1:] == getattr(block.input_layernorm, "normalized_shape", None)
-        and x.is_contiguous()
+        len(x) <= calls.FEW_ROWS
         and cache.data.dtype == x.dtype
-        and cache.data.shape[-2:] == (attention.heads[1], attention.head_dim)
         and calls.serves_attention(x.dtype)
         and not torch.is_grad_enabled()
-        and (run.plan is None or not _looks_inside(run.plan, block.layer))
     )
+
+
+def _run(
+    blocks: Sequence[ParallelBlock], told: Sequence[bytes], x: Tensor, run: Pass, cache: KVCache
+) -> Tensor:
+    """Blocks of which nothing is changed in between; their points are shown afterwards."""
+    packed = run.packed
+    x = run.at("resid_pre", blocks[0].layer, x)
+    places = list_places(packed, cache.num_places)
+    sequences = list_sequences(packed, cache.num_places)
+    where = (run.cos, run.sin, cache.data, places, sequences)
+    outs = calls.run_blocks(told, x, where, num_keys=sum(packed.key_lengths))
+    if run.plan is None:
+        return outs[-1]
+    for block, out in zip(blocks, outs, strict=True):
+        if block is not blocks[0]:
+            run.at("resid_pre", block.layer, x)
+        x = run.at("resid_post", block.layer, out)
+    return x
+
+
+def _changes_before(plan: Plan, layer: int) -> bool:
+    """Whether what the block before gives is not what this one gets."""
+    return plan.changes("resid_post", layer - 1) or plan.changes("resid_pre", layer)
 
 
 def _looks_inside(plan: Plan, layer: int) -> bool:
     return plan.wants_maps(layer) or any(plan.wants(name, layer) for name in _INNER)
 
 
-def _are_watched(modules: Sequence[nn.Module]) -> bool:
+def _are_watched(modules: Sequence[Attributes]) -> bool:
     """Whether calling one of these modules does more than its class says."""
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return True
     return any(
-        m._forward_hooks or m._forward_pre_hooks or m.training or "forward" in m.__dict__
+        m["_forward_hooks"] or m["_forward_pre_hooks"] or m["training"] or "forward" in m
         for m in modules
     )
 
 
-def _read_settings(layer: nn.Module) -> tuple[object, ...]:
-    """What a layer computes with beside its tensors."""
-    attributes = layer.__dict__
-    return (type(layer), *(attributes.get(name) for name in ("eps", "wide")))
-
-
-def _look(layer: nn.Module) -> tuple[Facts, ...]:
-    return tuple(
-        None if x is None else (x.data_ptr(), x.shape, x.dtype, x.is_contiguous())
-        for x in _list_tensors(layer)
-    )
+def _look(layer: nn.Module) -> tuple[object, ...]:
+    """What a layer computes with: its settings, and of its tensors where each lies and how."""
+    settings = layer.__dict__
+    facts: list[object] = [type(layer), settings.get("eps"), settings.get("wide")]
+    for x in _list_tensors(layer):
+        facts += (None,) if x is None else (x.data_ptr(), x.dtype, x.size(), x.stride())
+    return tuple(facts)
 
 
 def _list_tensors(layer: nn.Module) -> list[Tensor | None]:
     """By name, for the order in which a module keeps them may change; of other classes none."""
-    kept = layer._buffers if type(layer) in _QUANTIZED else layer._parameters
+    kept = layer.__dict__["_buffers" if type(layer) in _QUANTIZED else "_parameters"]
     return [kept.get(name) for name in _TENSORS.get(type(layer), ())]
 
 
-def _try_describe(layers: Sequence[nn.Module], heads: Heads, dtype: torch.dtype) -> bytes | None:
+def _try_describe(
+    layer: int, layers: Sequence[nn.Module], heads: Heads, like: Like
+) -> bytes | None:
     try:
-        return _describe(layers, heads, dtype)
+        return _describe(layer, layers, heads, like)
     except _UnknownError:
         return None
 
 
-def _describe(layers: Sequence[nn.Module], heads: Heads, dtype: torch.dtype) -> bytes:
-    """As block.cpp reads it. Raises `_UnknownError` for a layer or a size that it does not know."""
+def _describe(layer: int, layers: Sequence[nn.Module], heads: Heads, like: Like) -> bytes:
+    """As blocks.cpp reads it; `_UnknownError` for a layer or a size that it does not know."""
     norm, *linears = layers
     queries, keys, dim = heads
+    dtype, shape, cache_shape = like
     _expect(type(norm) in _NORMS)
     assert isinstance(norm, StreamedNorm | WideNorm)
     (hidden,) = norm.normalized_shape
+    _expect(shape == (hidden,) and cache_shape[-2:] == (keys, dim) and layer < cache_shape[0])
     qkv, dense, fc1, fc2 = map(_read_sizes, linears)
     _expect(qkv == (hidden, (queries + 2 * keys) * dim))
     _expect(dense == (queries * dim, hidden))
@@ -175,7 +221,8 @@ def _describe(layers: Sequence[nn.Module], heads: Heads, dtype: torch.dtype) -> 
     _expect(weight.shape == bias.shape == (hidden,))
     kind = _FLOATS.get((weight.dtype, dtype))
     _expect(kind is not None)
-    block = struct.pack("ld2P3l", kind, norm.eps, weight.data_ptr(), bias.data_ptr(), *heads)
+    at = weight.data_ptr(), bias.data_ptr()
+    block = struct.pack("2ld2P3l", layer, kind, norm.eps, *at, *heads)
     return block + b"".join(_describe_linear(linear, dtype) for linear in linears)
 
 

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from phiscope.attention import find_paging_obstacle
 from phiscope.cache import DecodeCache
 from phiscope.errors import UnsupportedError
-from phiscope.fused import FusedBlock
+from phiscope.fused import FusedBlocks
 from phiscope.kernels import build, calls, triton_check
 from phiscope.model import (
     ACTIVATIONS,
     MLP,
     Attention,
-    ParallelBlock,
     Pass,
     PhiForCausalLM,
     place_in_steps,
@@ -109,6 +108,7 @@ def place_at_once(
 
 def _use_kernels(model: PhiForCausalLM) -> None:
     keep_freed_memory()
+    model.model.run_blocks = FusedBlocks()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and calls.serves_linear(child.weight.dtype):
@@ -120,5 +120,3 @@ def _use_kernels(model: PhiForCausalLM) -> None:
             module.place = place_in_slots
         if isinstance(module, MLP) and module.activation is ACTIVATIONS["gelu_new"]:
             module.activation = gelu_in_place
-        if isinstance(module, ParallelBlock):
-            module.compute = FusedBlock()

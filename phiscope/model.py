@@ -4,9 +4,9 @@ Letters: N tokens of all sequences end to end, S sequences, H heads, G key-value
 R rows whose logits are wanted, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -157,20 +157,6 @@ class MLP(nn.Module):
         return output
 
 
-Computing = Callable[["ParallelBlock", Tensor, Pass], Tensor]
-"""Gives the residual stream (N, hidden) out of a block for that into it."""
-
-
-def compute_in_steps(block: "ParallelBlock", x: Tensor, run: Pass) -> Tensor:
-    """The definition, which shows every point."""
-    layer = block.layer
-    normed = run.at("ln_out", layer, block.input_layernorm(x))
-    attn_out = run.at("attn_out", layer, block.self_attn(normed, run))
-    mlp_out = run.at("mlp_out", layer, block.mlp(normed, run))
-    output: Tensor = block.dropout(attn_out) + block.dropout(mlp_out) + x
-    return output
-
-
 class ParallelBlock(nn.Module):
     """x + attention(norm(x)) + mlp(norm(x)): both read the same norm, so nothing lies between."""
 
@@ -181,11 +167,25 @@ class ParallelBlock(nn.Module):
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config, layer)
         self.dropout = nn.Dropout(config.resid_pdrop)
-        self.compute: Computing = compute_in_steps
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
-        x = run.at("resid_pre", self.layer, x)
-        return run.at("resid_post", self.layer, self.compute(self, x, run))
+        layer = self.layer
+        x = run.at("resid_pre", layer, x)
+        normed = run.at("ln_out", layer, self.input_layernorm(x))
+        attn_out = run.at("attn_out", layer, self.self_attn(normed, run))
+        mlp_out = run.at("mlp_out", layer, self.mlp(normed, run))
+        return run.at("resid_post", layer, self.dropout(attn_out) + self.dropout(mlp_out) + x)
+
+
+Running = Callable[[Sequence[ParallelBlock], Tensor, Pass], Tensor]
+"""Gives the residual stream (N, hidden) out of some blocks for that into the first."""
+
+
+def run_in_turn(blocks: Sequence[ParallelBlock], x: Tensor, run: Pass) -> Tensor:
+    """The definition: block after block, each of which shows its points."""
+    for block in blocks:
+        x = block(x, run)
+    return x
 
 
 class PhiModel(nn.Module):
@@ -201,6 +201,7 @@ class PhiModel(nn.Module):
         self.final_layernorm = (
             nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if layers is None else None
         )
+        self.run_blocks: Running = run_in_turn
         self.sources: tuple[Source, ...] = ()
         """The files in which weights lie, where they were mapped."""
         self._tables: tuple[Tensor, Tensor] | None = None
@@ -232,8 +233,8 @@ class PhiModel(nn.Module):
         run = Pass(packed, cos, sin, cache, plan)
         x = inputs if inputs.is_floating_point() else self.embed_tokens(inputs)
         x = run.at("embeddings", None, self.dropout(x))
-        for block in self.layers[:depth]:
-            x = block(x, run)
+        blocks = cast(list[ParallelBlock], list(self.layers))
+        x = self.run_blocks(blocks[:depth], x, run)
         if depth is not None:
             return x
         assert self.final_layernorm is not None

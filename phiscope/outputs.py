@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Plan(Protocol):
-    """Told of every point of one forward, in the order they are computed."""
+    """Told of every point of one forward, in the order they are computed.
+
+    It changes what flows through the model, never the model itself.
+    """
 
     @property
     def depth(self) -> int | None:
@@ -21,6 +24,9 @@ class Plan(Protocol):
 
     def wants(self, name: str, layer: int | None = None) -> bool:
         """Whether this point is read or changed. A point that is not may not be shown at all."""
+
+    def changes(self, name: str, layer: int | None = None) -> bool:
+        """Whether this point is changed. What lies at others may be shown after it was used."""
 
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """See the tensor at a point and return it, or what shall stand there instead.

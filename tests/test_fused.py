@@ -15,7 +15,7 @@ from phiscope.activations.points import Point
 from phiscope.cache import KVCache
 from phiscope.inference import prepare
 from phiscope.kernels import build, calls
-from phiscope.model import compute_in_steps
+from phiscope.model import run_in_turn
 from phiscope.packing import pack_lengths
 
 CONFIG = PhiConfig(
@@ -57,66 +57,70 @@ class Sequences:
 @contextmanager
 def in_steps(model):
     """All blocks go step by step meanwhile."""
-    computing = [block.compute for block in model.model.layers]
-    for block in model.model.layers:
-        block.compute = compute_in_steps
+    running, model.model.run_blocks = model.model.run_blocks, run_in_turn
     yield
-    for block, compute in zip(model.model.layers, computing, strict=True):
-        block.compute = compute
+    model.model.run_blocks = running
 
 
 @pytest.fixture
-def count_calls(monkeypatch):
-    """How often the kernel was called."""
-    counted, run_block = [], calls.run_block
+def list_calls(monkeypatch):
+    """How many blocks each call of the kernel had."""
+    counted, run_blocks = [], calls.run_blocks
 
-    def counting(*args, **options):
-        counted.append(1)
-        return run_block(*args, **options)
+    def counting(blocks, *args, **options):
+        counted.append(len(blocks))
+        return run_blocks(blocks, *args, **options)
 
-    monkeypatch.setattr(calls, "run_block", counting)
-    return lambda: len(counted)
+    monkeypatch.setattr(calls, "run_blocks", counting)
+    return lambda: list(counted)
 
 
 @pytest.mark.parametrize("name", CPU_MODES)
-def test_one_call_gives_the_bits_of_the_steps(name, count_calls):
+def test_one_call_gives_the_bits_of_the_steps(name, list_calls):
     model = load(name)
     with in_steps(model):
         wanted = Sequences(model).run(model)
-    assert count_calls() == 0
+    assert list_calls() == []
     got = Sequences(model).run(model)
-    assert count_calls() == CONFIG.num_hidden_layers
+    assert list_calls() == [CONFIG.num_hidden_layers]
     assert all(a.equal(b) for a, b in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("point", ["ln_out", "q", "k_rot", "z", "attn_out", "mlp_act", "mlp_out"])
-def test_a_block_somebody_looks_into_goes_step_by_step(point, count_calls):
+def test_a_block_somebody_looks_into_goes_step_by_step(point, list_calls):
     model = load("int8-cpu")
     plain = Sequences(model).run(model)
-    before = count_calls()
     sequences = Sequences(model)
     inspection = make_inspection(CONFIG, f"{point}.1")
     plan = make_step_plan(sequences.packed, [None, inspection, None])
     got = sequences.run(model, plan)
-    assert count_calls() - before == CONFIG.num_hidden_layers - 1
+    assert list_calls() == [CONFIG.num_hidden_layers, 1, 1]
     assert all(a.equal(b) for a, b in zip(got, plain, strict=True))
     assert plan.rows(1)[f"{point}.1"].isfinite().all()
 
 
-def test_a_block_whose_maps_are_read_goes_step_by_step(count_calls):
+def test_a_block_whose_maps_are_read_goes_step_by_step(list_calls):
     model = load("fp32-cpu")
     sequences = Sequences(model)
     plan = make_step_plan(sequences.packed, [make_inspection(CONFIG, "attn_entropy.0"), None, None])
     sequences.run(model, plan)
-    assert count_calls() == CONFIG.num_hidden_layers - 1
+    assert list_calls() == [CONFIG.num_hidden_layers - 1]
     assert plan.rows(0)["attn_entropy.0"].shape == (1, 6)
 
 
-def test_what_lies_between_blocks_is_read_and_steered_in_one_call(count_calls):
+POINTS = [f"{name}.{layer}" for name in ("resid_pre", "resid_post") for layer in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("steered", "sizes"), [([], [3]), (["resid_pre.2"], [2, 1]), (["resid_post.0"], [1, 2]),
+                           (["resid_pre.0", "resid_post.2"], [3]), (POINTS, [1, 1, 1])]
+)  # fmt: skip
+def test_what_lies_between_blocks_is_read_and_steered(steered, sizes, list_calls):
     model = load("int4-cpu")
     direction = torch.randn(CONFIG.hidden_size)
-    edits = [Add(Point("resid_pre", 2), vector=direction, scale=3.0)]
-    inspection = make_inspection(CONFIG, [f"resid_post.{i}" for i in range(3)], edits)
+    places = [name.split(".") for name in steered]
+    edits = [Add(Point(name, int(i)), vector=direction, scale=3.0) for name, i in places]
+    inspection = make_inspection(CONFIG, POINTS, edits)
 
     def run(model):
         sequences = Sequences(model)
@@ -124,13 +128,13 @@ def test_what_lies_between_blocks_is_read_and_steered_in_one_call(count_calls):
         return sequences.run(model, plan)[0], plan.rows(1)
 
     got, rows = run(model)
-    assert count_calls() == CONFIG.num_hidden_layers
+    assert list_calls() == sizes
     with in_steps(model):
         wanted, wanted_rows = run(model)
     assert got.equal(wanted)
-    assert not got.equal(Sequences(model).run(model)[0])
-    assert all(rows[name].equal(wanted_rows[name]) for name in wanted_rows)
-    assert len(rows) == CONFIG.num_hidden_layers
+    assert got.equal(Sequences(model).run(model)[0]) != bool(steered)
+    assert rows.keys() == wanted_rows.keys() == set(POINTS)
+    assert all(rows[name].equal(wanted_rows[name]) for name in POINTS)
 
 
 def change_weights(model):
@@ -202,9 +206,9 @@ def test_what_users_do_to_the_model_is_never_passed_over(change):
         assert got.equal(Sequences(model).run(model)[0])
 
 
-def test_many_rows_go_step_by_step(count_calls):
+def test_many_rows_go_step_by_step(list_calls):
     model = load("fp32-cpu")
     cache = KVCache(CONFIG, num_slots=1, num_places=32, dtype=torch.float32)
     with torch.inference_mode():
         model(torch.arange(17), pack_lengths([17], slots=[0]), cache=cache)
-    assert count_calls() == 0
+    assert list_calls() == []

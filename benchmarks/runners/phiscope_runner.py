@@ -19,6 +19,7 @@ from phiscope.generation.request import Request
 class PhiscopeRunner:
     def __init__(self, folder: str, mode: str, num_threads: int) -> None:
         self._phi = phiscope.load(folder, mode=mode, num_threads=num_threads)
+        self._phi.engine.reuses_prefixes = False  # no prompt comes twice: nor does a slot keep one
         config, dtype = self._phi.config, self._phi.mode.compute_dtype
         self.weight_bytes = count_step_bytes(self._phi.model)
         self.cache_bytes = KVCache.count_slot_bytes(config, 1, dtype)

@@ -66,6 +66,11 @@ class CapturePlan:
         """Whether any sequence reads or changes this point."""
         return (name, layer) in self._stops
 
+    def changes(self, name: str, layer: int | None = None) -> bool:
+        """Whether any sequence changes this point."""
+        stop = self._stops.get((name, layer))
+        return stop is not None and bool(stop.edits)
+
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """Change and keep what is asked for at a point; elsewhere pass x on."""
         stop = self._stops.get((name, layer))

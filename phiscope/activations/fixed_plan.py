@@ -75,6 +75,10 @@ class FixedPlan:
         """Whether this point is read or steered."""
         return (name, layer) in self._reads or (name, layer) in self._added
 
+    def changes(self, name: str, layer: int | None = None) -> bool:
+        """Whether this point is steered."""
+        return (name, layer) in self._added
+
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """Add what is to be added, and copy what is read."""
         place = (name, layer)

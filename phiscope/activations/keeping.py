@@ -63,8 +63,10 @@ class Kept:
         return torch.zeros(len(self.values), dtype=torch.int64)
 
     def of(self, point: Point, sequence: int) -> Tensor:
-        """A sequence's rows, as a copy; `NonFiniteError` if they are not what was seen."""
+        """A sequence's rows, alone; `NonFiniteError` if they are not what was seen."""
         self._check(point, sequence)
+        if len(self.spans) == 1:
+            return self.values
         with torch.inference_mode(False):
             return self.values[self.spans[sequence]].clone()
 
@@ -134,8 +136,11 @@ def _copy(x: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> T
     """A copy elsewhere; from a GPU to the CPU it goes on while the GPU computes."""
     target = x.device if device is None else torch.device(device)
     pinned = x.is_cuda and target.type == "cpu"
-    copy = torch.empty(x.shape, dtype=dtype, device=target, pin_memory=pinned)
-    return copy.copy_(x.to(dtype) if pinned else x, non_blocking=pinned)
+    with torch.inference_mode(False):  # autograd may keep it
+        if target == x.device and dtype == x.dtype:
+            return x.clone(memory_format=torch.contiguous_format)
+        copy = torch.empty(x.shape, dtype=dtype, device=target, pin_memory=pinned)
+        return copy.copy_(x.to(dtype) if pinned else x, non_blocking=pinned)
 
 
 def _mark(x: Tensor) -> torch.cuda.Event | None:

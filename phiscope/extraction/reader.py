@@ -70,6 +70,10 @@ class RowReader:
         is_edited = self._edits is not None and self._edits.wants(name, layer)
         return is_edited or (name, layer) in self._by_place
 
+    def changes(self, name: str, layer: int | None = None) -> bool:
+        """Whether this point is edited."""
+        return self._edits is not None and self._edits.changes(name, layer)
+
     def at(self, name: str, layer: int | None, x: Tensor, sequence: int | None = None) -> Tensor:
         """Let edits change a point, then read it if it is wanted."""
         if self._edits is not None:

@@ -69,7 +69,8 @@ class Prefixes:
         return self._pop(0), source
 
     def forget(self) -> None:
-        """Forget what the free slots hold."""
+        """Forget what the free slots hold. Those that held something go next: no new memory."""
+        self._free.sort(key=lambda slot: slot not in self._held)
         self._held.clear()
 
     def _pop(self, place: int) -> int:

@@ -222,19 +222,26 @@ def place(
     return q, k
 
 
-def run_block(block: bytes, x: Tensor, where: Sequence[Tensor], *, num_keys: int) -> Tensor:
-    """A whole block for few rows x (rows, hidden), described as block.cpp reads it.
+def run_blocks(
+    blocks: Sequence[bytes], x: Tensor, where: Sequence[Tensor], *, num_keys: int
+) -> Tensor:
+    """Whole blocks for few rows x (rows, hidden), each described as blocks.cpp reads it.
 
-    `where` are cos and sin (rows, rotary_dim / 2), the keys and values of a cache and the tokens'
-    places in it as for `place`, and the sequences as for `attend`.
+    Gives what comes out of each block, (blocks, rows, hidden). `where` are cos and sin (rows,
+    rotary_dim / 2), a cache (layers, 2, ..., kv_heads, dim), the tokens' places in a layer's keys
+    as for `place`, and the sequences as for `attend`.
     """
-    out = torch.empty_like(x)
-    cos, sequences = where[0], where[-1]
-    pointers = (x.data_ptr(), out.data_ptr(), *(one.data_ptr() for one in where))
-    step = struct.pack("8P4l", *pointers, len(x), len(sequences), num_keys, cos.shape[1])
-    kernel = getattr(open_kernels(), f"block_{_SUFFIXES[x.dtype]}")
-    kernel(block, step, torch.get_num_threads())
-    return out
+    cos, _, cache, places, sequences = where
+    assert all(one.is_contiguous() for one in where)
+    assert len(x) == len(cos) == len(places)
+    assert cache.dtype == x.dtype
+    x = x.contiguous()
+    outs = x.new_empty(len(blocks), *x.shape)
+    pointers = [one.data_ptr() for one in (x, outs, *where)]
+    sizes = (*cache.stride()[:2], len(blocks), len(x), len(sequences), num_keys, cos.shape[1])
+    kernel = getattr(open_kernels(), f"blocks_{_SUFFIXES[x.dtype]}")
+    kernel(b"".join(blocks), struct.pack("7P7l", *pointers, *sizes), torch.get_num_threads())
+    return outs
 
 
 def sum_sequences(x: Tensor, lengths: Tensor) -> Tensor:
@@ -250,10 +257,7 @@ def sum_sequences(x: Tensor, lengths: Tensor) -> Tensor:
 
 def is_finite(address: int, count: int, *, bits: int, exponent: int) -> bool:
     """Whether none of `count` numbers of 16 or 32 bits has all these bits of its exponent set."""
-    function = getattr(open_kernels(), f"is_finite_{bits}")
-    function.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
-    found: int = function(address, count, exponent)
-    return bool(found)
+    return bool(_test(f"is_finite_{bits}")(address, count, exponent))
 
 
 def _close_heads(x: Tensor) -> Tensor:
@@ -281,4 +285,13 @@ def _function(
     factor = [ctypes.c_float] * has_factor
     function.argtypes = [*pointers, *sizes, *factor, ctypes.c_int]
     found: Callable[..., Any] = function
+    return found
+
+
+@cache
+def _test(name: str) -> Callable[[int, int, int], int]:
+    """A kernel that takes an address, a number of elements, and what they are tested for."""
+    function = getattr(open_kernels(), name)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+    found: Callable[[int, int, int], int] = function
     return found

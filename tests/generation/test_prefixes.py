@@ -284,6 +284,16 @@ def test_slots_are_taken_over_or_copied():
     assert len(free) == 0
 
 
+def test_slots_whose_prefix_is_forgotten_are_used_before_those_never_used():
+    free = Prefixes(3)
+    slot, _ = free.take(None)
+    free.add(Prefix(slot, "key", [1, 2]))
+    assert free.take(None) == (1, None)
+    free.add(Prefix(1, "key", [3]))
+    free.forget()
+    assert [free.take(None)[0] for _ in range(3)] == [0, 1, 2]
+
+
 def test_the_longest_match_of_the_same_key_is_found():
     prefixes = [Prefix(0, "", [1, 2]), Prefix(1, "a", [1, 2, 3]), Prefix(2, "", [2, 1])]
     assert find_longest(prefixes, "", [1, 2, 3]) == Match(prefixes[0], 2)

@@ -1,5 +1,5 @@
-// A parallel block for few rows in one call: x + attention(norm(x)) + mlp(norm(x)) by the kernels that
-// its steps would call one by one, in the same order, so that every bit is theirs. What lies between
+// Parallel blocks for few rows in one call: x + attention(norm(x)) + mlp(norm(x)) by the kernels that
+// their steps would call one by one, in the same order, so that every bit is theirs. What lies between
 // the calls costs more than a tenth of a step on small weights.
 #include "exports.h"
 
@@ -15,7 +15,7 @@ struct Linear {
 };
 
 struct Block {
-    long kind;  // of the norm
+    long layer, kind;  // the norm's kind
     double eps;
     const void *norm_weight, *norm_bias;
     long heads, kv_heads, dim;
@@ -25,12 +25,13 @@ struct Block {
 template <class T>
 struct Step {
     const T* x;
-    T* out;
+    T* outs;  // of one block after the other
     const float *cos, *sin;
-    T *keys, *values;
+    T* cache;
     const int64_t* places;
     const void* sequences;
-    long rows, num_sequences, num_keys, half;
+    long layer_stride, values_stride;  // in the cache: from layer to layer, from keys to values
+    long num_blocks, rows, num_sequences, num_keys, half;
 };
 
 constexpr long THREAD_BYTES = 1 << 18;  // what is done sooner than threads would come together
@@ -104,31 +105,39 @@ void add_all(const T* attention, const T* mlp, const T* x, T* out, long count) {
 }
 
 template <class T>
-void run(const Block& b, const Step<T>& s, int threads) {
+void run(const Block& b, const Step<T>& s, const T* x, T* out, int threads) {
     long rows = s.rows, hidden = b.qkv.width, joint = b.qkv.outs, width = b.heads * b.dim;
     long kv_width = b.kv_heads * b.dim, inner = b.fc1.outs;
     Scratch<T> normed(rows * hidden), heads(rows * joint), z(rows * width), attention(rows * hidden);
     Scratch<T> wide(rows * inner), mlp(rows * hidden);
     T *q = &heads[0], *k = q + width, *v = k + kv_width;
-    norm(b, s.x, &normed[0], rows);
+    T *keys = s.cache + b.layer * s.layer_stride, *values = keys + s.values_stride;
+    norm(b, x, &normed[0], rows);
     multiply(b.qkv, &normed[0], q, rows, threads);
-    place(q, k, (const T*)v, s.cos, s.sin, s.keys, s.values, s.places, rows, joint, joint, joint, b.heads,
+    place(q, k, (const T*)v, s.cos, s.sin, keys, values, s.places, rows, joint, joint, joint, b.heads,
           b.kv_heads, b.dim, s.half, 1);
-    attend(q, (const T*)s.keys, (const T*)s.values, &z[0], s.sequences, s.num_sequences, joint, b.heads,
+    attend(q, (const T*)keys, (const T*)values, &z[0], s.sequences, s.num_sequences, joint, b.heads,
            b.kv_heads, b.dim, threads_for(2 * s.num_keys * kv_width * long(sizeof(T)), threads));
     multiply(b.dense, &z[0], &attention[0], rows, threads);
     multiply(b.fc1, &normed[0], &wide[0], rows, threads);
     gelu(&wide[0], rows * inner, threads_for(rows * inner * long(sizeof(T)), threads));
     multiply(b.fc2, &wide[0], &mlp[0], rows, threads);
-    add_all(&attention[0], &mlp[0], s.x, s.out, rows * hidden);
+    add_all(&attention[0], &mlp[0], x, out, rows * hidden);
+}
+
+template <class T>
+void run_all(const Block* blocks, const Step<T>& s, int threads) {
+    long size = s.rows * blocks[0].qkv.width;
+    for (long i = 0; i < s.num_blocks; i++)
+        run(blocks[i], s, i ? s.outs + (i - 1) * size : s.x, s.outs + i * size, threads);
 }
 
 }  // namespace
 
-EXPORT void block_fp32(const void* block, const void* step, int threads) {
-    run(*(const Block*)block, *(const Step<float>*)step, threads);
+EXPORT void blocks_fp32(const void* blocks, const void* step, int threads) {
+    run_all((const Block*)blocks, *(const Step<float>*)step, threads);
 }
 
-EXPORT void block_bf16(const void* block, const void* step, int threads) {
-    run(*(const Block*)block, *(const Step<uint16_t>*)step, threads);
+EXPORT void blocks_bf16(const void* blocks, const void* step, int threads) {
+    run_all((const Block*)blocks, *(const Step<uint16_t>*)step, threads);
 }
