@@ -9,6 +9,7 @@ namespace {
 
 constexpr int STEP = 2 * LANES;  // elements of w that are taken at a time
 constexpr int MOST_ROWS = 8;
+constexpr int CHUNK = 24;  // rows of w that stay in the cache for further rows of x
 
 // Two vectors of weights: neighbours, but of bf16 those in even and those in odd places.
 INLINE void load_pair(const float* w, floats& a, floats& b) {
@@ -99,15 +100,15 @@ void apply(const X* x, const W* w, const W* bias, X* y, long rows, long width, l
 #pragma omp parallel num_threads(threads)
     {
         Range part = part_of(outs, 12, omp_get_thread_num(), omp_get_num_threads());
-        for (long r = 0; r < rows; r += MOST_ROWS) {
-            const float* from = &arranged[r * width];
-            long left = rows - r;
-            auto* run = left == 1   ? multiply_part<1, W, X>
-                        : left == 2 ? multiply_part<2, W, X>
-                        : left <= 4 ? multiply_part<4, W, X>
-                                    : multiply_part<8, W, X>;
-            run(from, w, bias, y + r * outs, left, width, outs, part);
-        }
+        for (long o = part.begin; o < part.end; o += CHUNK)
+            for (long r = 0; r < rows; r += MOST_ROWS) {
+                long left = rows - r, end = o + CHUNK < part.end ? o + CHUNK : part.end;
+                auto* run = left == 1   ? multiply_part<1, W, X>
+                            : left == 2 ? multiply_part<2, W, X>
+                            : left <= 4 ? multiply_part<4, W, X>
+                                        : multiply_part<8, W, X>;
+                run(&arranged[r * width], w, bias, y + r * outs, left, width, outs, {o, end});
+            }
     }
 }
 

@@ -326,14 +326,15 @@ void apply(Rows& x, const W& w, const Results& results, int threads) {
         if (x.count > MOST_FEW) {
             multiply_many(x, w, results, part);
         } else {
-            for (long r = 0; r < x.count; r += FEW) {
-                long left = x.count - r;
-                auto* run = left == 1   ? multiply_part<1, PANELS1, W>
-                            : left == 2 ? multiply_part<2, PANELS2, W>
-                            : left <= 4 ? multiply_part<4, PANELS4, W>
-                                        : multiply_part<8, PANELS8, W>;
-                run(x, w, results, r, part);
-            }
+            for (long p = part.begin; p < part.end; p += PANELS)
+                for (long r = 0; r < x.count; r += FEW) {
+                    long left = x.count - r;
+                    auto* run = left == 1   ? multiply_part<1, PANELS1, W>
+                                : left == 2 ? multiply_part<2, PANELS2, W>
+                                : left <= 4 ? multiply_part<4, PANELS4, W>
+                                            : multiply_part<8, PANELS8, W>;
+                    run(x, w, results, r, {p, p + PANELS});
+                }
         }
     }
 }
