@@ -169,8 +169,13 @@ class Benchmark:
         setting, row = crew.settings[name], self._table[cell.name]
         if name not in row:
             bytes_read = cell.count_bytes(setting["weight_bytes"], setting["cache_bytes"])
-            flops = cell.count_flops(self._config)
-            row[name] = Series(cell, flops, bytes_read, self._entrants[name].arithmetic)
+            row[name] = Series(
+                cell,
+                flops=cell.count_flops(self._config),
+                attention_flops=cell.count_attention_flops(self._config),
+                bytes_read=bytes_read,
+                arithmetic=self._entrants[name].arithmetic,
+            )
         return row[name]
 
     def _describe(self) -> dict[str, Any]:

@@ -43,13 +43,26 @@ def test_limit_is_the_slower_of_memory_and_arithmetic():
     from cells import Cell, Limits, Series
 
     cell = Cell(name="decode_1", num_sequences=1, num_prompt=4, num_steps=2)
-    series = Series(cell, flops=100.0, bytes_read=50.0, arithmetic="fp32")
+    sizes = {"flops": 80.0, "attention_flops": 20.0, "bytes_read": 50.0}
+    series = Series(cell, **sizes, arithmetic="fp32")
     answer = {"seconds": 4.0, "token_ids": [[7, 8, 9]]}
     series.add(answer, Limits(bandwidth=25.0, peaks={"fp32": 100.0}))
     series.add(answer, Limits(bandwidth=50.0, peaks={"fp32": 25.0}))
     assert series.limits == [2.0, 4.0]
     assert series.summarise()["share_of_limit"] == 0.75
     assert series.summarise()["tokens_per_second"] == 0.5
+
+
+def test_attention_of_integers_counts_as_fp32():
+    from cells import Cell, Limits, Series
+
+    cell = Cell(name="prefill", num_sequences=1, num_prompt=4)
+    sizes = {"flops": 80.0, "attention_flops": 20.0, "bytes_read": 0.0}
+    series = Series(cell, **sizes, arithmetic="int8")
+    peaks = {"fp32": 10.0, "int8": 40.0}
+    series.add({"seconds": 8.0, "token_ids": [[7]]}, Limits(bandwidth=1.0, peaks=peaks))
+    assert series.limits == [4.0]
+    assert series.summarise()["flops"] == 100.0
 
 
 def test_better_of_two_measurements_counts():

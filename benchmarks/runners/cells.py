@@ -37,14 +37,17 @@ class Cell:
         return torch.randint(0, limit, shape, generator=generator).tolist()
 
     def count_flops(self, config: PhiConfig) -> float:
-        """Of all timed products; a prompt needs logits at its end only."""
+        """Of all timed products with weights; a prompt needs logits at its end only."""
         steps = self.num_steps or 1
+        head = 2 * config.vocab_size * config.hidden_size
+        token = count_block_flops(config) * config.num_hidden_layers
+        return self.num_timed * token + steps * self.num_sequences * head
+
+    def count_attention_flops(self, config: PhiConfig) -> float:
+        """Of queries with the keys that they see, and of weights with values."""
         context = MEAN_CONTEXT if self.num_steps else self.num_prompt / 2
         width = config.num_attention_heads * config.head_dim
-        attention = 4 * context * width * config.num_hidden_layers
-        head = 2 * config.vocab_size * config.hidden_size
-        token = attention + count_block_flops(config) * config.num_hidden_layers
-        return self.num_timed * token + steps * self.num_sequences * head
+        return 4 * self.num_timed * context * width * config.num_hidden_layers
 
     def count_bytes(self, weight_bytes: int, cache_bytes: int) -> float:
         """Read from memory at least: each step reads all weights and its sequences' caches."""
@@ -88,8 +91,10 @@ class Series:
 
     cell: Cell
     flops: float
+    attention_flops: float
     bytes_read: float
     arithmetic: str
+    """Of products with weights; attention of integers is in fp32."""
     seconds: list[float] = field(default_factory=list)
     limits: list[float] = field(default_factory=list)
     """Seconds that the machine's limits allowed, in the same turn."""
@@ -100,7 +105,10 @@ class Series:
         """An answer, and the limits measured beside it."""
         self.seconds.append(answer["seconds"])
         reading = self.bytes_read / limits.bandwidth
-        self.limits.append(max(reading, self.flops / limits.peaks[self.arithmetic]))
+        floats = "fp32" if self.arithmetic == "int8" else self.arithmetic
+        multiplying = self.flops / limits.peaks[self.arithmetic]
+        multiplying += self.attention_flops / limits.peaks[floats]
+        self.limits.append(max(reading, multiplying))
         self.token_ids.append([tokens[0] for tokens in answer["token_ids"]])
 
     def summarise(self) -> dict[str, Any]:
@@ -114,7 +122,7 @@ class Series:
             "median_seconds": round(middle, 5),
             "seconds": [round(x, 5) for x in self.seconds],
             "limit_seconds": [round(x, 5) for x in self.limits],
-            "flops": self.flops,
+            "flops": self.flops + self.attention_flops,
             "bytes": self.bytes_read,
         }
 
