@@ -13,6 +13,7 @@ NAMES = (
     "modes",
     "extraction",
     "prefix",
+    "synthetic",
     "transformers",
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]

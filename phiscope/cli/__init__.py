@@ -18,6 +18,7 @@ from phiscope.cli.generation import GENERATE
 from phiscope.cli.hub import EXPORT_HUB
 from phiscope.cli.states import STATES
 from phiscope.cli.stores import MERGE, VIEW
+from phiscope.cli.synthesis import SYNTHESIZE
 from phiscope.cli.training import TRAIN
 
 COMMANDS: tuple[Command, ...] = (
@@ -36,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     QUANTIZE,
     EXPORT_HUB,
     TRAIN,
+    SYNTHESIZE,
     BENCH,
     DOCTOR,
 )

@@ -1,7 +1,7 @@
 """Files that commands write: under a temporary name first, so that none is ever half there."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,9 +35,9 @@ def write_array(out: str, array: "NDArray[Any]") -> None:
     _write(Path(out), lambda file: np.save(file, array))
 
 
-def write_lines(out: Path, lines: list[str]) -> None:
-    """Write a text file."""
-    _write(out, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+def write_lines(out: Path, lines: Iterable[str]) -> None:
+    """Write a text file, line by line as they come."""
+    _write(out, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:

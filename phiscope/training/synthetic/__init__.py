@@ -1,0 +1,8 @@
+"""Generated textbook data with labels planted in it: ground truth for probes and filters."""
+
+from phiscope.training.synthetic.generation import generate
+from phiscope.training.synthetic.kinds import KINDS, LABELS
+from phiscope.training.synthetic.options import SyntheticOptions
+from phiscope.training.synthetic.samples import Sample
+
+__all__ = ["KINDS", "LABELS", "Sample", "SyntheticOptions", "generate"]
