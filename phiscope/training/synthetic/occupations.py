@@ -50,7 +50,7 @@ _SHARED = {
     "trait": ("careful", "patient", "quick", "tired", "clever", "quiet", "famous", "young"),
     "time": ("at six", "after breakfast", "before dawn", "at noon", "in the evening"),
     "tool": ("bag", "notebook", "gloves", "lamp", "keys", "coat"),
-    "friend": ("a neighbour", "a customer", "the doctor", "a child", "an old friend"),
+    "friend": ("a neighbour", "a tall man", "an old lady", "a boy", "a girl", "the doctor"),
 }
 _PATTERNS = {
     "begins": "The {job} begins work {time}. {she} takes {her} {tool} and locks the door.",
@@ -64,7 +64,7 @@ _PATTERNS = {
     "taught": "The {job} taught {herself} the trade. Now {she} teaches {her} {sister}.",
     "before": "Before {she} became a {job}, {she} lived in another {town} with {friend}.",
     "interview": "We met the {job} {time}. Later {she} told us about {her} {trait} colleague.",
-    "hurry": "In a hurry, the {job} forgot {her} {tool}; {friend} brought it to {them} {time}.",
+    "hurry": "In a hurry, the {job} forgot {her} {tool}, but {friend} ran after {them} {time}.",
     "parent": "A {job} has two children. {time} {she} reads to them, and {she} is never {trait}.",
     "letter": "A letter came for the {job}. {friend} gave it to {them}; {she} opened it {time}.",
 }

@@ -2,8 +2,9 @@
 
 Sentiment, rudeness, tense and topic are drawn for themselves, and every template writes every
 combination: what happens carries the sentiment, what is said the rudeness, verbs and times the
-tense, places and things the topic. What is said stays in its own tense, and most templates name a
-thing of another topic.
+tense, places and things the topic. The labels are those of the story itself: what is said stays in
+its own tense, and most stories quote a sentence of another one, whose labels are drawn anew. So a
+list of words is misled now and then, where a reader is not.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ _PATTERNS = {
         '{hero} {!say} {voice}: "{speech}" Then {hero} {act}, and {event}. {ending}.'
     ),
     "lost_thing": (
-        "{hero} {!look} everywhere for the {thing}. It {!be} not in the {place}, and it {!be} not "
+        "{hero} {!look} everywhere for the {thing}. It {!be} not at the {place}, and it {!be} not "
         'behind the {stray}. "{speech}" {hero} {!call} when {friend} {!come} in. At last {event}. '
         "{ending}."
     ),
     "helper": (
-        "{when}, {hero} {!help} the {person} in the {place}. First {she} {act}. After that {she} "
-        '{act2}. {friend} {!watch} and {!speak} {voice}: "{speech}" By noon {event}.'
+        "{when}, {hero} {!help} the {person} at the {place}. First {she} {act}. After that {she} "
+        '{act2}. {friend} {!watch}. {hero} {!say} {voice}: "{speech}" By noon {event}.'
     ),
     "rainy_day": (
-        "{when} it {!rain}, so {hero} and {friend} {!are} in the {place}. {hero} {act}. "
+        "{when} it {!rain}, so {hero} and {friend} {!are} at the {place}. {hero} {act}. "
         '{hero} {!turn} to {friend}. "{speech}" Outside {!be} the {stray}, all wet. {event}, and '
         "{ending}."
     ),
     "present": (
-        "{friend} {!have} a {thing} for {hero}. {when} {she} {!open} the box in the {place}. "
+        "{friend} {!have} a {thing} for {hero}. {when} {she} {!open} the box at the {place}. "
         '"{speech}" {hero} {!say} {voice}. To {friend} it {!seem} that {event}. {ending}.'
     ),
     "first_time": (
@@ -52,14 +53,14 @@ _PATTERNS = {
     ),
     "letter": (
         "{hero} {!write} a letter about the {place}. In it {she} {!tell} how the {person} {act}. "
-        'One line of it {!be}: "{speech}" At the end {!stand} these words: {event}. {ending}.'
+        'One line of it {!be}: "{speech}" Near the end {!come} this: {event}. {ending}.'
     ),
     "quarrel": (
-        "{hero} and {friend} {!are} in the {place}, and both of them {!are} after the {thing}. "
+        "{hero} and {friend} {!are} at the {place}, and both of them {!are} after the {thing}. "
         '{hero} {!begin} {voice}: "{speech}" {when} {event}. So {hero} {act}. {ending}.'
     ),
     "contest": (
-        "{when} there {!be} a contest in the {place}. Each person there {act}. {friend} {!stand} "
+        "{when} there {!be} a contest at the {place}. Each person there {act}. {friend} {!stand} "
         'next to {hero}, who {!say}: "{speech}" The {person} {!hold} up a {thing}. {event}. '
         "{ending}."
     ),
@@ -69,16 +70,16 @@ _PATTERNS = {
         "Grandmother {!see} that {event}."
     ),
     "two_questions": (
-        "What {!do} {hero} do in the {place}? {she} {act}. And what {!do} {she} say to {friend}? "
+        "What {!do} {hero} do at the {place}? {she} {act}. And what {!do} {she} say to {friend}? "
         '"{speech}" {when} {event}. The {person} {!nod}, and {ending}.'
     ),
     "night": (
-        "{when} {hero} {!wake} early and {!think} of the {thing} in the {place}. {she} {!put} the "
+        "{when} {hero} {!wake} early and {!think} of the {thing} at the {place}. {she} {!put} the "
         "{stray} into a bag and {!leave} the house. On the way {event}. {friend} {!come} along, "
         'and {hero} {!say}: "{speech}" Then {she} {act}. {ending}.'
     ),
     "photograph": (
-        "There {!be} a picture of {hero} on the wall. In it {she} {!stand} in the {place}, beside "
+        "There {!be} a picture of {hero} on the wall. In it {she} {!stand} at the {place}, beside "
         'the {person}. {hero} {!show} it to {friend} {voice}. "{speech}" As soon as {hero} {act}, '
         "{event}. {ending}."
     ),
@@ -87,6 +88,18 @@ _PATTERNS = {
         '{!lie} on the ground. "{speech}" {hero} {!say} {voice}. Before long {event}. {ending}.'
     ),
 }  # fmt: skip
+_FRAMES = (
+    'A page of an old book {!lie} on the table. "{quoted}"',
+    '{friend} {!read} aloud from a paper: "{quoted}"',
+    'On the wall {!be} a note. "{quoted}"',
+    'Somebody {!tell} an old tale: "{quoted}"',
+)
+_QUOTED = (
+    "The {person} of the {place} {!say} {voice}: '{speech}' {ending}.",
+    "{when} {hero} {act}, and {event}. '{speech}' {hero} {!say}.",
+    "At the {place} {hero} {!speak} {voice}: '{speech}' After that {event}.",
+)
+_QUOTING = 0.75
 
 
 def _draw_labels(draw: Draw, strength: float) -> dict[str, str]:
@@ -99,7 +112,18 @@ def _draw_labels(draw: Draw, strength: float) -> dict[str, str]:
 
 
 def _write(pattern: str, draw: Draw, labels: Labels) -> str:
-    return write(pattern, draw, _slots(draw, labels), cast(Tense, labels["tense"]))
+    slots = _slots(draw, labels)
+    if draw.happens(_QUOTING):
+        frame = draw.pick(_FRAMES)
+        slots = {**slots, "quoted": _quote(draw)}
+        pattern = f"{frame} {pattern}" if draw.below(2) else f"{pattern} {frame}"
+    return write(pattern, draw, slots, cast(Tense, labels["tense"]))
+
+
+def _quote(draw: Draw) -> str:
+    """A sentence or two of a story with labels of its own."""
+    labels = _draw_labels(draw, 0.0)
+    return write(draw.pick(_QUOTED), draw, _slots(draw, labels), cast(Tense, labels["tense"]))
 
 
 def _slots(draw: Draw, labels: Labels) -> Slots:

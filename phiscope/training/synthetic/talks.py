@@ -73,21 +73,21 @@ _QUESTIONS: dict[str, tuple[Maker, str, str]] = {
 
 _CHATS: dict[str, tuple[tuple[str, str], ...]] = {
     "meeting": (
-        ("Where {are you|were you} this morning?", "I was in the {place}. {speech}"),
+        ("Where {are you|were you} this morning?", "I was at the {place}. {speech}"),
         ("And what did you see there?", "I saw the {person} with a {thing}."),
     ),
     "lending": (
-        ("Do you still have the {thing}?", "Yes, it is in the {place}."),
+        ("Do you still have the {thing}?", "Yes, it is at the {place}."),
         ("I need it for the {person}.", "{speech}"),
     ),
     "plans": (
         ("Shall we go to the {place} {today|tomorrow|later}?", "{speech} The {person} is there."),
         ("Then I will bring the {thing}.", "{Good|All right}, bring the {thing2}, too."),
     ),
-    "advice": (("How do I find a {thing} in the {place}?", "Ask the {person} for one. {speech}"),),
+    "advice": (("How do I find a {thing} at the {place}?", "Ask the {person} for one. {speech}"),),
     "waiting": (
         ("The {person} is still not here.", "{speech}"),
-        ("How long must we wait in the {place}?", "Until they come with the {thing}."),
+        ("How long must we wait at the {place}?", "Until they come with the {thing}."),
     ),
     "memory": (
         ("Do you remember the {person} of the {place}?", "The one with the {thing}? I do."),

@@ -8,7 +8,7 @@ import pytest
 from phiscope.training.synthetic import KINDS, SyntheticOptions, generate
 
 OPTIONS = SyntheticOptions(seed=7)
-DIGEST = "9d042ae4d3cc493fbc05a3b9152650ae0a607046ae4da04b4e52c5b47210c767"
+DIGEST = "f0c7e8bfd858675e5ec355868c4d07a0dce07df52534ea276a229388139754a6"
 SPLITS = ("train", "heldout")
 
 

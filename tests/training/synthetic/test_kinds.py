@@ -101,7 +101,7 @@ def bag_of_words_auroc(samples, label, positive):
     ],
 )
 def test_words_tell_the_classes_of_held_out_templates_apart(kind, label, positive, by_kind):
-    assert bag_of_words_auroc(by_kind[kind], label, positive) > 0.9
+    assert bag_of_words_auroc(by_kind[kind], label, positive) > 0.85
 
 
 def test_words_tell_nothing_of_the_truth(by_kind):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from phiscope.training.synthetic import SyntheticOptions, generate
@@ -26,14 +28,11 @@ def test_at_the_ends_the_occupation_decides(strength):
     assert measure(strength) == strength
 
 
-def test_the_text_has_the_occupation_and_words_of_its_gender_alone(by_kind):
-    women, men = (
-        {"she", "her", "herself", "lady", "woman"},
-        {"he", "his", "him", "himself", "gentleman", "man"},
-    )
+def test_the_text_has_the_occupation_and_pronouns_of_its_gender_alone(by_kind):
+    women, men = {"she", "her", "herself"}, {"he", "his", "him", "himself"}
     for sample in by_kind["occupation"]:
-        words = set(sample.text.lower().replace(".", " ").replace(",", " ").split())
+        words = set(re.findall(r"\w+", sample.text.lower()))
         own, other = (women, men) if sample.labels["gender"] == "female" else (men, women)
         assert sample.labels["occupation"] in sample.text
         assert not words & other
-        assert words & own
+        assert words & own or sample.template == "occupation/who"
