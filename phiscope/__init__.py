@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from phiscope.generation.completion import Completion
     from phiscope.generation.engine import Engine
     from phiscope.generation.options import GenerationOptions
+    from phiscope.heads.lora import LoraOptions, add_lora, load_lora, merge_lora, save_lora
     from phiscope.model import PhiForCausalLM, PhiModel
     from phiscope.packing import Packed, pack
     from phiscope.prompts import FORMATS, PromptFormat
@@ -74,6 +75,7 @@ _HOMES = {
     "generation.completion": ("Completion",),
     "generation.engine": ("Engine",),
     "generation.options": ("GenerationOptions",),
+    "heads.lora": ("LoraOptions", "add_lora", "load_lora", "merge_lora", "save_lora"),
     "model": ("PhiForCausalLM", "PhiModel"),
     "packing": ("Packed", "pack"),
     "prompts": ("FORMATS", "PromptFormat"),
@@ -105,6 +107,7 @@ __all__ = [
     "InputError",
     "KVCache",
     "Knockout",
+    "LoraOptions",
     "MissingExtraError",
     "Mode",
     "NonFiniteError",
@@ -129,16 +132,20 @@ __all__ = [
     "TrainingError",
     "Transform",
     "UnsupportedError",
+    "add_lora",
     "convert",
     "describe",
     "load",
+    "load_lora",
     "load_model",
     "load_tokenizer",
     "make_arrow_function",
+    "merge_lora",
     "open_store",
     "pack",
     "quantize",
     "save_checkpoint",
+    "save_lora",
     "verify",
 ]
 

@@ -9,6 +9,7 @@ How weights become integers, and how these lie, says rounding.py.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,9 +142,12 @@ class QuantizedLinear(nn.Module, ABC):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, in_features) fp32 to (rows, out_features) fp32, without gradients."""
+        """(rows, in_features) fp32 to (rows, out_features) fp32.
+
+        Wide layers pass gradients on to what lies before; rounded activations have none.
+        """
         if torch.is_grad_enabled() and x.requires_grad:
-            raise UnsupportedError("integer weights pass no gradients on; load a mode of floats")
+            return _differentiate(x, self)
         has_kernels = build.find_obstacle() is None
         if self.wide:
             return self.multiply_widely(x) if has_kernels else F.linear(x, self.weight, self.bias)
@@ -159,6 +163,29 @@ class QuantizedLinear(nn.Module, ABC):
         products = rounded.double() @ self.integers().double().T  # whole numbers: exact
         y = products.float() * scales * self.scales
         return y if self.bias is None else y + self.bias
+
+
+class _Product(torch.autograd.Function):
+    """The weight is made of its integers for each product, and not kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear = linear
+        return F.linear(x, linear.weight, linear.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ ctx.linear.weight, None
+
+
+def _differentiate(x: Tensor, linear: QuantizedLinear) -> Tensor:
+    if not linear.wide:
+        raise UnsupportedError(
+            "integer weights pass no gradients on where products round activations: load a mode of"
+            " floats, or int8-fp32-cpu, or add a LoRA"
+        )
+    y: Tensor = _Product.apply(x, linear)  # type: ignore[no-untyped-call]
+    return y
 
 
 class Int8Linear(QuantizedLinear):

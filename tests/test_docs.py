@@ -14,6 +14,7 @@ NAMES = (
     "extraction",
     "prefix",
     "synthetic",
+    "training",
     "transformers",
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]

@@ -14,8 +14,10 @@ from phiscope.cli.embedding import EMBED
 from phiscope.cli.exits import USAGE, run_to_exit_code
 from phiscope.cli.exports import EXPORT
 from phiscope.cli.extraction import EXTRACT, PLAN
+from phiscope.cli.finetuning import FINETUNE
 from phiscope.cli.generation import GENERATE
 from phiscope.cli.hub import EXPORT_HUB
+from phiscope.cli.pretraining import PRETRAIN
 from phiscope.cli.states import STATES
 from phiscope.cli.stores import MERGE, VIEW
 from phiscope.cli.synthesis import SYNTHESIZE
@@ -36,8 +38,10 @@ COMMANDS: tuple[Command, ...] = (
     CONVERT,
     QUANTIZE,
     EXPORT_HUB,
-    TRAIN,
     SYNTHESIZE,
+    TRAIN,
+    PRETRAIN,
+    FINETUNE,
     BENCH,
     DOCTOR,
 )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phiscope.errors import NonFiniteError
-from phiscope.heads.projector import find_embedding
+from phiscope.heads.model_file import find_embedding
 from phiscope.model import PhiForCausalLM
 from phiscope.packing import pack_lengths
 from phiscope.tokenizer import Tokenizer

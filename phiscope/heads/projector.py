@@ -1,12 +1,6 @@
-"""The projector between a feature extractor and a language model, and its file.
-
-The file is a .safetensors file: the two layers, the sizes in its metadata, and under `model/` a
-fingerprint of the model, which is a few values of each matrix. They are compared as values, for the
-same model in bf16, or of another layout, has other bytes.
-"""
+"""The projector between a feature extractor and a language model, and its file."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,25 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phiscope.checkpoint.safetensors_format import read_header, read_metadata
-from phiscope.checkpoint.stored import StoredTensor, WeightFile
 from phiscope.errors import CheckpointError
-from phiscope.store.tensor_file import TensorEntry, write_tensor_file
+from phiscope.heads.model_file import (
+    find_embedding,
+    read_model_file,
+    sample_weights,
+    write_model_file,
+)
 from phiscope.strict import parse_json_object
-from phiscope.wide import WideEmbedding
 
 FORMAT = "phiscope-projector"
 VERSION = 1
-SAMPLES = 16
-"""Values that are kept of each matrix of the model."""
-_SAMPLED = re.compile(
-    r"(embed_tokens|layers\.\d+\.(self_attn\.dense|mlp\.fc1|mlp\.fc2)|lm_head)\.weight$"
-)
-"""The matrices that our model and transformers' have alike, whatever stands before their names."""
-_MODEL = "model/"
-_ROUNDING = 2**-8
-"""What bf16 may change of a value, twice over."""
-_DTYPES = {torch.float32: "F32", torch.float64: "F64"}
 
 
 class Projector(nn.Module):
@@ -91,10 +77,7 @@ def save_projector(
     metadata = {"format": FORMAT, "version": str(VERSION), "sizes": json.dumps(projector.sizes)}
     if model_name is not None:
         metadata["model"] = model_name
-    samples = {_MODEL + name: values for name, values in _sample_weights(model).items()}
-    tensors = projector.state_dict() | samples
-    entries = {name: _make_entry(tensor) for name, tensor in tensors.items()}
-    write_tensor_file(Path(path), entries, metadata)
+    write_model_file(Path(path), projector.state_dict(), metadata, sample_weights(model))
 
 
 def load_projector(path: Path | str, model: nn.Module) -> Projector:
@@ -103,66 +86,23 @@ def load_projector(path: Path | str, model: nn.Module) -> Projector:
     It comes on the CPU, in the dtype of the file. Raises `CheckpointError` for a damaged file, and
     for another model, with what differs.
     """
-    path = Path(path)
-    with WeightFile(path) as file:
-        metadata = read_metadata(file)
-        tensors = {name: _read(stored) for name, stored in read_header(file).items()}
-    own = {name: tensors[name] for name in tensors if not name.startswith(_MODEL)}
-    samples = {name[len(_MODEL) :]: tensors[name] for name in tensors if name not in own}
-    projector = _build(path, metadata, own)
-    whose = metadata.get("model", "a model without a name")
-    _check_model(f"{path} is for {whose}", projector.sizes["hidden_size"], samples, model)
-    return projector
-
-
-def find_embedding(model: nn.Module) -> nn.Module:
-    """The embedding of any Phi, or the one given; `TypeError` for a model that is no Phi."""
-    if isinstance(model, nn.Embedding | WideEmbedding):
-        return model
-    names = [name for name, _ in model.named_modules() if name.split(".")[-1] == "embed_tokens"]
-    if len(names) != 1:
-        raise TypeError(
-            f"a {type(model).__name__} is no Phi, which has one embed_tokens; it has {len(names)}"
+    file = read_model_file(Path(path), format=FORMAT, version=VERSION)
+    projector = _build(file.path, file.metadata, file.tensors)
+    width = projector.sizes["hidden_size"]
+    if width != _hidden_size(model):
+        raise CheckpointError(
+            f"{file.whose} with hidden size {width}, and this model has {_hidden_size(model)}"
         )
-    return model.get_submodule(names[0])
+    file.check_model(model)
+    return projector
 
 
 def _hidden_size(model: nn.Module) -> int:
     return find_embedding(model).get_parameter("weight").shape[1]
 
 
-def _sample_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A few values of each matrix, evenly spread, by the matrix's name."""
-    samples = {}
-    for name, parameter in model.named_parameters():
-        found = _SAMPLED.search(name)
-        if found is not None:
-            flat = parameter.detach().reshape(-1)
-            samples[found[0]] = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].cpu()
-    return samples
-
-
-def _check_model(whose: str, width: int, samples: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raise `CheckpointError` unless the samples are this model's, but for rounding."""
-    if width != _hidden_size(model):
-        raise CheckpointError(
-            f"{whose} with hidden size {width}, and this model has {_hidden_size(model)}"
-        )
-    for name, values in _sample_weights(model).items():
-        if name not in samples:
-            raise CheckpointError(f"{whose}, which has no {name}, as this model has")
-        if not _are_near(values, samples[name]):
-            raise CheckpointError(f"{whose}, and this is another model: its {name} differs")
-
-
-def _are_near(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a.double(), b.double(), _ROUNDING, 1e-7)
-
-
 def _build(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Projector:
     """The projector of a file's metadata and tensors; `CheckpointError` if they are not sound."""
-    if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
-        raise CheckpointError(f"{path} holds no projector of version {VERSION}")
     sizes = parse_json_object(
         metadata.get("sizes", "").encode(), f"sizes in {path}", CheckpointError
     )
@@ -174,18 +114,4 @@ def _build(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor
         raise CheckpointError(f"{path} holds a damaged projector: {error}") from error
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         raise CheckpointError(f"{path} holds a damaged projector: its layers differ in dtype")
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds a projector whose weights are not all finite")
     return projector
-
-
-def _make_entry(tensor: Tensor) -> TensorEntry:
-    values = tensor.detach().cpu()
-    values = values if values.dtype in _DTYPES else values.float()
-    return TensorEntry(_DTYPES[values.dtype], tuple(values.shape), [values.numpy()])
-
-
-def _read(stored: StoredTensor) -> Tensor:
-    if stored.dtype not in _DTYPES:
-        raise CheckpointError(f"{stored.file.path}: {stored.name!r} is {stored.dtype}, no float32")
-    return stored.read()

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from phiscope.tokenizer import Tokenizer
 from phiscope.training.bars import shown
+from phiscope.training.batches import Batch
 from phiscope.training.corpus import Document
 
 Ids = npt.NDArray[np.uint16]
@@ -66,8 +66,8 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 class Windows:
     """A ring of tokens as windows of `length`, in an order of its own each epoch.
 
-    `batch(step, size)` depends on nothing but its arguments and the fields, so a resumed run needs
-    to know its step only. `tokens` must hold a multiple of `length`.
+    `batch` depends on nothing but its arguments and the fields, so a resumed run needs to know its
+    step only. `tokens` must hold a multiple of `length`.
     """
 
     tokens: Ids
@@ -85,11 +85,11 @@ class Windows:
         """Windows in an epoch."""
         return len(self.tokens) // self.length
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each (size, length) int64: a target is the token behind its input."""
-        rows = np.stack([self._row(step * size + index) for index in range(size)])
+    def batch(self, number: int, size: int) -> Batch:
+        """Windows `number * size` and so on: a target is the token behind its input."""
+        rows = np.stack([self._row(number * size + index) for index in range(size)])
         whole = torch.from_numpy(rows.astype(np.int64))
-        return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+        return Batch(whole[:, :-1].flatten(), whole[:, 1:].flatten(), [self.length] * size)
 
     def _row(self, drawn: int) -> Ids:
         """The window drawn as number `drawn` since training began, and the token behind it."""

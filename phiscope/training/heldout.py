@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phiscope.model import PhiForCausalLM
-from phiscope.packing import pack_lengths
 from phiscope.tokenizer import Tokenizer
 from phiscope.training.bars import shown
+from phiscope.training.batches import IGNORED, Batch
 from phiscope.training.documents import Ids
-from phiscope.training.loss import head_loss
+from phiscope.training.objective import Objective
 
 _BATCH_TOKENS = 8192
 
@@ -54,7 +53,7 @@ Apply = Callable[[Callable[[list["Span"]], float], Iterable[list["Span"]]], Iter
 
 
 def measure(
-    model: PhiForCausalLM,
+    objective: Objective,
     tokens: Ids,
     lengths: Ids,
     *,
@@ -68,6 +67,7 @@ def measure(
     context: 0 begins each window blind, 0.5 gives every token at least half a window to look back
     on (but for the first window). `limit` takes about so many tokens, from evenly spread windows.
     """
+    model = objective.model
     context = model.config.max_position_embeddings
     spans = list(_spans(len(tokens), context, max(1, round(context * (1 - overlap)))))
     if limit is not None:
@@ -76,7 +76,7 @@ def measure(
     was_training = model.training
     model.eval()
     batches = list(_batches(spans, _BATCH_TOKENS // context))
-    found = apply(partial(_nats, model, tokens), batches)
+    found = apply(partial(_nats, objective, tokens), batches)
     nats = sum(shown(found, "held-out text, batches", total=len(batches)))
     model.train(was_training)
     return Figure(nats, len(asked), int(lengths[asked].sum(dtype=np.int64)))
@@ -100,20 +100,13 @@ def _batches(spans: list[Span], size: int) -> Iterator[list[Span]]:
 
 
 @torch.no_grad()
-def _nats(model: PhiForCausalLM, tokens: Ids, spans: list[Span]) -> float:
+def _nats(objective: Objective, tokens: Ids, spans: list[Span]) -> float:
     inputs = [_ids(tokens, begin, end - 1) for begin, _, end in spans]
-    targets = torch.cat([_ids(tokens, first, end) for _, first, end in spans])
-    packed = pack_lengths([len(one) for one in inputs])
-    hidden = model.model(torch.cat(inputs), packed)
-    asked = torch.cat(
-        [
-            torch.arange(len(one)) >= first - 1 - begin
-            for one, (begin, first, _) in zip(inputs, spans, strict=True)
-        ]
-    )
-    assert model.lm_head is not None
-    head = model.lm_head
-    return float(head_loss(hidden[asked].float(), head.weight, head.bias, targets))
+    targets = [_ids(tokens, begin + 1, end) for begin, _, end in spans]
+    for one, (begin, first, _) in zip(targets, spans, strict=True):
+        one[: first - 1 - begin] = IGNORED
+    lengths = [len(one) for one in inputs]
+    return float(objective.of(Batch(torch.cat(inputs), torch.cat(targets), lengths)))
 
 
 def _ids(tokens: Ids, begin: int, end: int) -> Tensor:

@@ -27,7 +27,7 @@ def head_loss(
     hidden (N, hidden), weight (V, hidden), bias (V,), targets (N,) int64; equals
     `F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")` and its gradients.
     `products` is the type that matrices are multiplied in (default: that of `hidden`); sums and
-    exponentials stay in that of `weight`.
+    exponentials are in that of `weight`, but fp32 at least. A frozen head costs no gradients.
     """
     products = hidden.dtype if products is None else products
     total: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, products)  # type: ignore[no-untyped-call]
@@ -48,28 +48,33 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.given = hidden.dtype
         hidden, head = hidden.to(products), weight.to(products)
-        total = weight.new_zeros(())
-        wants = any(ctx.needs_input_grad)
-        grads = [torch.empty_like(hidden), *map(torch.zeros_like, (weight, bias))] if wants else []
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        total = weight.new_zeros((), dtype=wide)
+        wants_any, wants_head = any(ctx.needs_input_grad), any(ctx.needs_input_grad[1:3])
+        grads = [torch.empty_like(hidden)] if wants_any else []
+        grads += map(torch.zeros_like, (weight, bias)) if wants_head else []
         for begin in range(0, len(hidden), ROWS):
             rows = slice(begin, begin + ROWS)
-            logits = torch.mm(hidden[rows], head.t()).to(weight.dtype).add_(bias)  # (R, V)
+            logits = torch.mm(hidden[rows], head.t()).to(wide).add_(bias)  # (R, V)
             norm = logits.logsumexp(-1)
             total += (norm - logits.gather(1, targets[rows, None])[:, 0]).sum()
-            if wants:
+            if wants_any:
                 error = _into_error(logits, norm, targets[rows])
-                grads[2] += error.sum(0)
+                if wants_head:
+                    grads[2] += error.sum(0)
                 error = error.to(products)
                 torch.mm(error, head, out=grads[0][rows])
-                grads[1] += torch.mm(error.t(), hidden[rows])
+                if wants_head:
+                    grads[1] += torch.mm(error.t(), hidden[rows])
         ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias = ctx.saved_tensors
+        hidden, *head = ctx.saved_tensors
         by = outer[0]
-        return hidden.to(ctx.given) * by.to(ctx.given), weight * by, bias * by, None, None
+        weight, bias = (x * by.to(x.dtype) for x in head) if head else (None, None)
+        return hidden.to(ctx.given) * by.to(ctx.given), weight, bias, None, None
 
 
 def _into_error(logits: Tensor, norm: Tensor, targets: Tensor) -> Tensor:

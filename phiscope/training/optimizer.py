@@ -31,6 +31,7 @@ class Rates:
     weight_decay: float = 0.05
     """On matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
     warmup_steps: int = 100
     decay_share: float = 0.6
     """Share of all steps, at the end, in which the rate falls to zero in a line."""
@@ -76,16 +77,20 @@ def make_optimizers(model: nn.Module, rates: Rates) -> list[torch.optim.Optimize
             optimizers.append(
                 _MUON([matrices], lr=rates.matrix_lr, weight_decay=rates.weight_decay)
             )
-    optimizers.append(torch.optim.AdamW(adamw, lr=rates.other_lr, betas=rates.betas, fused=True))
+    optimizers.append(
+        torch.optim.AdamW(adamw, lr=rates.other_lr, betas=rates.betas, eps=rates.eps, fused=True)
+    )
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
     return optimizers
 
 
 def split_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
-    """Each parameter in one of three lists: matrices of the blocks, other matrices, vectors."""
+    """Each parameter that is not frozen: matrices of the blocks, other matrices, or vectors."""
     groups: dict[str, list[Tensor]] = {"block_matrices": [], "other_matrices": [], "vectors": []}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2:
             groups["vectors"].append(parameter)
         else:

@@ -14,36 +14,21 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """One run of training. Weights and optimizer are fp32 in every precision."""
-
-    out: Path
-    """The model's folder, made when training ends; the run itself lives in `run_folder`."""
-    config: PhiConfig
-    """The model. Its vocabulary is the size the tokenizer is trained to, its
-    `max_position_embeddings` the length of the windows."""
-    name: str = "phi"
-    """What the card calls the model."""
-    corpus: tuple[Path, ...] = ()
-    """Files and folders of text, beside the standard library."""
-    stdlib: bool = True
-    """Whether to train on the running interpreter's standard library."""
-    heldout_share: float = 0.03
-    questions: bool = True
-    """Whether to add questions and answers made from the training documents' docstrings."""
-    whitespace_runs: tuple[int, int] = (31, 9)
-    """The longest run of blanks and of tabs that is a token."""
+class LoopOptions:
+    """The steps of a run. Weights and optimizer are fp32 in every precision."""
 
     steps: int = 1000
     minutes: float | None = None
     """An end by the clock: the rate falls to zero by then, and the run is not reproducible."""
     batch_windows: int = 32
-    """Windows per step."""
+    """Windows per step, of all ranks together."""
     micro_windows: int = 8
     """Windows per forward pass; changes memory and speed, and rounding only."""
     rates: Rates = field(default_factory=Rates)
     clip: float = 1.0
     """Largest norm of the gradient."""
+    spike: float | None = None
+    """Drop the gradient of a step whose norm is so many times what it is on average."""
     seed: int = 0
     precision: Precision = "auto"
     """`auto` is bf16 autocast where this machine multiplies it sooner than fp32."""
@@ -64,14 +49,38 @@ class TrainingOptions:
                 f"batch_windows {self.batch_windows} must be a multiple of micro_windows "
                 f"{self.micro_windows}"
             )
-        if not 0.0 < self.heldout_share < 1.0:
-            raise ValueError(f"heldout_share must lie between 0 and 1, got {self.heldout_share}")
         if not self.clip > 0 or (self.minutes is not None and not self.minutes > 0):
             raise ValueError(f"clip {self.clip} and minutes {self.minutes} must be above 0")
+        if self.spike is not None and not self.spike > 1:
+            raise ValueError(f"spike must be above 1, got {self.spike}")
 
-        dropouts = (self.config.embd_pdrop, self.config.resid_pdrop, self.config.attention_dropout)
-        if any(dropouts):
-            raise ValueError(f"training takes no dropout, got {dropouts}; set all three to 0")
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(LoopOptions):
+    """A run that makes an embedded model, with its own tokenizer, of text that lies at hand."""
+
+    out: Path
+    """The model's folder, made when training ends; the run itself lies in `run_folder`."""
+    config: PhiConfig
+    """The model. Its vocabulary is the size the tokenizer is trained to, its
+    `max_position_embeddings` the length of the windows."""
+    name: str = "phi"
+    """What the card calls the model."""
+    corpus: tuple[Path, ...] = ()
+    """Files and folders of text, beside the standard library."""
+    stdlib: bool = True
+    """Whether to train on the running interpreter's standard library."""
+    heldout_share: float = 0.03
+    questions: bool = True
+    """Whether to add questions and answers made from the training documents' docstrings."""
+    whitespace_runs: tuple[int, int] = (31, 9)
+    """The longest run of blanks and of tabs that is a token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.heldout_share < 1.0:
+            raise ValueError(f"heldout_share must lie between 0 and 1, got {self.heldout_share}")
+        check_dropout(self.config)
 
     @property
     def run_folder(self) -> Path:
@@ -82,6 +91,13 @@ class TrainingOptions:
     def context(self) -> int:
         """Tokens in a window."""
         return self.config.max_position_embeddings
+
+
+def check_dropout(config: PhiConfig) -> None:
+    """Raise `ValueError` for a model with dropout, which would make a resumed run another."""
+    dropouts = (config.embd_pdrop, config.resid_pdrop, config.attention_dropout)
+    if any(dropouts):
+        raise ValueError(f"training takes no dropout, got {dropouts}; set all three to 0")
 
 
 def small_config(

@@ -1,20 +1,29 @@
-"""Checkpoints of a run: all that the next step depends on, written whole or not at all.
+"""States of a run: all that the next step depends on, written whole or not at all.
 
-On one CPU process a resumed run gives bit for bit the weights of one that was never stopped.
+A state is a folder of torch's distributed checkpoints, to which every rank adds its shards, and is
+read by any number of ranks. `state.json` names the last one that is whole. A resumed run gives, bit
+for bit, the weights of one that was never stopped, if as many ranks go on.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
 
 from phiscope.errors import TrainingError
+from phiscope.training.ranks import Ranks
+
+_NAME = "state.json"
 
 
 @dataclass
@@ -27,66 +36,100 @@ class Progress:
     """Wall time of training, over all sittings."""
     loss: float | None = None
     """Moving average of the training loss, in nats per token."""
+    norm: float | None = None
+    """Moving average of the gradient's norm."""
+    num_skipped: int = 0
+    """Steps whose gradient was beyond all measure, and was dropped."""
 
 
-def save_state(
-    path: Path,
-    identity: Mapping[str, Any],
-    progress: Progress,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-) -> None:
-    """Write the state of a run in the place of the one before."""
-    state = {
-        "identity": dict(identity),
-        "progress": vars(progress).copy(),
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "rng": torch.get_rng_state(),
-    }
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+@dataclass(frozen=True)
+class StateFolder:
+    """The folder of a run in which its states lie."""
 
+    folder: Path
+    ranks: Ranks = field(default_factory=Ranks)
 
-def load_state(
-    path: Path,
-    identity: Mapping[str, Any],
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-) -> Progress:
-    """Put model, optimizers and random numbers where the run was left.
+    @property
+    def exists(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / _NAME).exists()
 
-    Raises `TrainingError` if there is no such file, if it is damaged, or if the run that wrote it
-    was another: the first difference is named.
-    """
-    state = _read(path)
-    check_identity(state["identity"], identity, path)
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"])
-    return Progress(**state["progress"])
+    def save(
+        self,
+        identity: Mapping[str, Any],
+        progress: Progress,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+    ) -> None:
+        """Write the state of a run in the place of the one before."""
+        name = f"state-{progress.step:08d}"
+        weights, moments = get_state_dict(model, optimizers)
+        self._write({"weights": weights, "moments": moments}, self.folder / name)
+        self.ranks.wait()
+        if self.ranks.is_first:
+            record = {"state": name, "progress": asdict(progress), "identity": dict(identity)}
+            self._point_to(record)
+            for other in self.folder.glob("state-*"):
+                if other.name != name:
+                    shutil.rmtree(other)
+        self.ranks.wait()
+
+    def load(
+        self, identity: Mapping[str, Any], model: nn.Module, optimizers: Sequence[Optimizer]
+    ) -> Progress:
+        """Put the last state into model and optimizers, and give its progress.
+
+        Raises `TrainingError` if there is none, if it is damaged, or if the run that wrote it was
+        another: the first difference is named.
+        """
+        record = self._read_record()
+        check_identity(record["identity"], identity, self.folder)
+        weights, moments = get_state_dict(model, optimizers)
+        state = {"weights": weights, "moments": moments}
+        path = self.folder / record["state"]
+        try:
+            checkpoint.load(state, checkpoint_id=path, no_dist=self.ranks.size == 1)
+        except Exception as error:  # torch raises many kinds for a damaged folder
+            raise TrainingError(f"{path} is damaged and cannot be resumed: {error}") from error
+        set_state_dict(
+            model,
+            list(optimizers),
+            model_state_dict=state["weights"],
+            optim_state_dict=state["moments"],
+        )
+        return Progress(**record["progress"])
+
+    def _write(self, state: dict[str, Any], path: Path) -> None:
+        if self.ranks.is_first and path.exists():  # of a run that was killed here
+            shutil.rmtree(path)
+        self.ranks.wait()
+        checkpoint.save(state, checkpoint_id=path, no_dist=self.ranks.size == 1)
+
+    def _point_to(self, record: Mapping[str, Any]) -> None:
+        partial = self.folder / (_NAME + ".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.folder / _NAME)
+
+    def _read_record(self) -> dict[str, Any]:
+        path = self.folder / _NAME
+        if not path.exists():
+            raise TrainingError(f"nothing to resume: there is no {path}")
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return {name: record[name] for name in ("state", "progress", "identity")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{path} is damaged and cannot be resumed: {error}") from error
 
 
 def check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on with another model, corpus or schedule than the state was made with."""
+    wanted = json.loads(json.dumps(wanted))
     for name in (*wanted, *saved):
         if saved.get(name) != wanted.get(name):
             raise TrainingError(
                 f"{path} belongs to another run: {name} was {saved.get(name)!r} and now is "
                 f"{wanted.get(name)!r}; give the same, or another folder"
             )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise TrainingError(f"nothing to resume: there is no {path}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds for a damaged file
-        raise TrainingError(f"{path} is damaged and cannot be resumed: {error}") from error
-    return state

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,40 +15,52 @@ import torch
 from torch import Tensor
 
 from phiscope.errors import TrainingError
-from phiscope.model import PhiForCausalLM
-from phiscope.packing import pack_lengths
-from phiscope.training.loss import head_loss
+from phiscope.training.batches import Source
+from phiscope.training.gradients import Gradients, list_trained
+from phiscope.training.objective import Objective
 from phiscope.training.optimizer import schedule, set_rates
-from phiscope.training.options import TrainingOptions
-from phiscope.training.preparation import Data
-from phiscope.training.state import Progress
+from phiscope.training.options import LoopOptions
+from phiscope.training.ranks import Ranks
+from phiscope.training.state import Progress, StateFolder
+from phiscope.training.throughput import Utilization
 
 _SMOOTHING = 0.98
+_MOST_SKIPPED = 10
+"""Steps in a row whose gradients may be dropped before a run is given up."""
 
 
 @dataclass
 class Run:
     """Everything a step needs."""
 
-    options: TrainingOptions
-    data: Data
-    model: PhiForCausalLM
-    optimizers: list[torch.optim.Optimizer]
-    products: torch.dtype
-    pool: ThreadPoolExecutor
+    options: LoopOptions
+    folder: Path
+    objective: Objective
+    source: Source
+    optimizers: Sequence[torch.optim.Optimizer]
+    gradients: Gradients
+    look: Callable[[], float] | None
+    """Measures a part of the held-out text."""
+    identity: Mapping[str, Any]
+    """What must be the same for a run to be resumed. Its length may change."""
+    apply: Callable[..., Any] = map
+    """`map`, or that of a pool of threads: optimizers take their steps side by side."""
+    ranks: Ranks = dataclasses.field(default_factory=Ranks)
+    utilization: Utilization | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
-    bits_per_byte: float | None = None
-    """Of the last look at a part of the held-out text."""
+    look_name: str = "heldout_bits_per_byte"
+    last_look: float | None = None
+    num_skipped_in_a_row: int = 0
 
     @property
-    def state(self) -> Path:
-        return self.options.run_folder / "state.pt"
+    def state(self) -> StateFolder:
+        return StateFolder(self.folder, self.ranks)
 
     @property
     def metrics(self) -> Path:
         """A line of JSON for each step."""
-        return self.options.run_folder / "metrics.jsonl"
+        return self.folder / "metrics.jsonl"
 
     @property
     def share(self) -> float:
@@ -58,76 +70,70 @@ class Run:
             share = max(share, self.progress.seconds / (60 * self.options.minutes))
         return share
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be resumed. Its length may change."""
-        options = self.options
-        return {
-            "corpus": self.data.corpus.digest,
-            "config": self.data.config.to_dict("phi5"),
-            "seed": options.seed,
-            "batch_windows": options.batch_windows,
-            "micro_windows": options.micro_windows,
-            "rates": {**vars(options.rates), "betas": list(options.rates.betas)},
-            "clip": options.clip,
-            "products": str(self.products),
-        }
+
+def describe_schedule(options: LoopOptions) -> dict[str, Any]:
+    """What of a run's options changes its weights, its length aside."""
+    names = ("seed", "batch_windows", "micro_windows", "clip", "spike")
+    rates = {**vars(options.rates), "betas": list(options.rates.betas)}
+    return {**{name: getattr(options, name) for name in names}, "rates": rates}
 
 
 def take_step(run: Run) -> dict[str, float]:
-    """One update of the weights; returns its figures. Nothing changes if the loss is no number."""
+    """One update of the weights; returns its figures.
+
+    Nothing changes if the loss is no number, which is a `TrainingError`, or if the gradient's norm
+    is a spike, which is counted.
+    """
     options, progress = run.options, run.progress
     begin = time.perf_counter()
     factor = schedule(progress.step, run.share, options.rates)
-    inputs, targets = run.data.windows.batch(progress.step, options.batch_windows)
-    loss = _add_gradients(run, inputs, targets)
-    norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), options.clip))
+    parts = options.batch_windows // options.micro_windows
+    numbers = [progress.step * parts + part for part in run.ranks.share(parts)]
+    batches = [run.source.batch(number, options.micro_windows) for number in numbers]
+    loss = run.gradients(batches)
+    norm = _clip(run)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(
             f"step {progress.step + 1}: the loss is {loss} and the gradient's norm {norm}; resume "
             f"from the last saved state, or begin again with lower rates"
         )
-    set_rates(run.optimizers, factor)
-    list(run.pool.map(lambda optimizer: optimizer.step(), run.optimizers))
-    progress.step += 1
-    before = loss if progress.loss is None else progress.loss
-    progress.loss = _SMOOTHING * before + (1 - _SMOOTHING) * loss
-    speed = targets.numel() / (time.perf_counter() - begin)
-    return {"loss": loss, "norm": norm, "rate": factor, "tokens_per_second": speed}
+    is_spike = _is_spike(run, norm)
+    if not is_spike:
+        set_rates(run.optimizers, factor)
+        list(run.apply(lambda optimizer: optimizer.step(), run.optimizers))
+        progress.loss = _smooth(progress.loss, loss)
+        progress.norm = _smooth(progress.norm, norm)
+    _count(run, is_spike)
+    num_tokens = sum(len(batch.input_ids) for batch in batches) * run.ranks.size
+    speed = num_tokens / run.ranks.largest(time.perf_counter() - begin)
+    figures = {"loss": loss, "norm": norm, "rate": factor, "tokens_per_second": speed}
+    if run.utilization is not None:
+        figures["mfu"] = run.utilization.of(speed, run.ranks.size)
+    return figures
 
 
-def _add_gradients(run: Run, inputs: Tensor, targets: Tensor) -> float:
-    """Give every parameter its gradient of the mean loss, and return that loss.
-
-    The parts of a batch are computed side by side, each by one thread, and summed in their order:
-    the result does not depend on the number of threads, nor on which of them was held up.
-    """
-    size = run.options.micro_windows
-    parts = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
-    parameters = list(run.model.parameters())
-    for parameter in parameters:
-        parameter.grad = None
-    total = 0.0
-    for loss, gradients in run.pool.map(lambda part: _micro_step(run, *part), parts):
-        total += loss
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad += gradient
-    for parameter in parameters:
-        assert parameter.grad is not None
-        parameter.grad /= targets.numel()
-    return total / targets.numel()
+def _clip(run: Run) -> float:
+    norm: Any = torch.nn.utils.clip_grad_norm_(list_trained(run.objective), run.options.clip)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return float(whole)
 
 
-def _micro_step(run: Run, inputs: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-    """The summed loss of one forward pass, and its gradients."""
-    packed = pack_lengths([inputs.shape[1]] * inputs.shape[0])
-    head = run.model.lm_head
-    assert head is not None
-    low = run.products != torch.float32
-    with torch.autocast("cpu", run.products if low else torch.bfloat16, enabled=low):
-        hidden = run.model.model(inputs.flatten(), packed)
-    loss = head_loss(hidden, head.weight, head.bias, targets.flatten(), products=run.products)
-    return float(loss.detach()), torch.autograd.grad(loss, list(run.model.parameters()))
+def _is_spike(run: Run, norm: float) -> bool:
+    usual, limit = run.progress.norm, run.options.spike
+    return limit is not None and usual is not None and norm > limit * usual
+
+
+def _count(run: Run, is_spike: bool) -> None:
+    run.progress.step += 1
+    run.progress.num_skipped += is_spike
+    run.num_skipped_in_a_row = run.num_skipped_in_a_row + 1 if is_spike else 0
+    if run.num_skipped_in_a_row > _MOST_SKIPPED:
+        raise TrainingError(
+            f"step {run.progress.step}: the gradients of {_MOST_SKIPPED} steps in a row were more"
+            f" than {run.options.spike} times as large as usual; resume from the last saved state"
+            " with lower rates, or look at the data"
+        )
+
+
+def _smooth(before: float | None, value: float) -> float:
+    return value if before is None else _SMOOTHING * before + (1 - _SMOOTHING) * value

@@ -1,33 +1,14 @@
-import random
 import shutil
 from pathlib import Path
 
 import pytest
+from small_documents import make_documents
 
 from phiscope.training.corpus import Document
 from phiscope.training.optimizer import Rates
 from phiscope.training.options import TrainingOptions, small_config
 from phiscope.training.report import TrainingReport
 from phiscope.training.trainer import train
-
-WORDS = (
-    *("token", "block", "head", "state", "layer", "norm", "query"),
-    *("value", "rotate", "attend", "mask", "step", "loss", "cache"),
-)
-
-
-def write_text(seed: int) -> str:
-    """Sentences that no other seed gives, in a language that can be learned."""
-    draw = random.Random(seed)
-    lines = []
-    for number in range(12):
-        words = " ".join(draw.choices(WORDS, k=7))
-        lines.append(f"def line_{number}():\n    return '{words}'\n")
-    return "".join(lines)
-
-
-def make_documents() -> list[Document]:
-    return [Document(f"document{seed}.py", write_text(seed)) for seed in range(40)]
 
 
 def write_corpus(root: Path) -> Path:

@@ -14,28 +14,28 @@ def windows():
 
 def test_each_token_is_a_target_once_per_epoch(windows):
     for epoch in range(3):
-        targets = [windows.batch(step, 4)[1] for step in range(epoch * 5, epoch * 5 + 5)]
-        assert torch.cat(targets).flatten().sort().values.tolist() == list(range(1, 161))
+        targets = [windows.batch(step, 4).targets for step in range(epoch * 5, epoch * 5 + 5)]
+        assert torch.cat(targets).sort().values.tolist() == list(range(1, 161))
 
 
 def test_a_target_is_the_token_behind_its_input(windows):
-    inputs, targets = windows.batch(2, 4)
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    assert torch.equal(targets, inputs % 160 + 1)
+    batch = windows.batch(2, 4)
+    assert batch.lengths == [8] * 4
+    assert torch.equal(batch.targets, batch.input_ids % 160 + 1)
 
 
 def test_a_batch_depends_on_its_step_alone(windows):
     fresh = Windows(windows.tokens, 8, seed=3)
     for step in range(12):
         windows.batch(step, 4)
-    assert torch.equal(windows.batch(7, 4)[0], fresh.batch(7, 4)[0])
+    assert torch.equal(windows.batch(7, 4).input_ids, fresh.batch(7, 4).input_ids)
 
 
 def test_epochs_and_seeds_differ(windows):
     other = Windows(windows.tokens, 8, seed=4)
-    first = windows.batch(0, 20)[0]
-    assert not torch.equal(first, windows.batch(1, 20)[0])
-    assert not torch.equal(first, other.batch(0, 20)[0])
+    first = windows.batch(0, 20).input_ids
+    assert not torch.equal(first, windows.batch(1, 20).input_ids)
+    assert not torch.equal(first, other.batch(0, 20).input_ids)
 
 
 def test_written_documents_are_read_back_with_an_end_each(documents, tmp_path):

@@ -10,6 +10,7 @@ from phiscope.packing import pack_lengths
 from phiscope.tokenizer import Tokenizer
 from phiscope.training.bpe import train_bpe
 from phiscope.training.heldout import byte_lengths, measure
+from phiscope.training.objective import Objective
 from phiscope.training.options import small_config
 
 
@@ -36,7 +37,7 @@ def nats_of(model, tokens, begin, first, end):
 
 def test_one_window_equals_the_plain_forward(model):
     tokens = some_tokens(17)
-    figure = measure(model, tokens, LENGTHS)
+    figure = measure(Objective(model), tokens, LENGTHS)
     assert figure.nats == pytest.approx(nats_of(model, tokens, 0, 1, 17), rel=1e-5)
     assert figure.num_tokens == 16
     assert figure.num_bytes == int(LENGTHS[tokens[1:]].sum())
@@ -47,7 +48,7 @@ def test_half_overlapping_windows_have_half_a_window_before_each_token(model):
     tokens = some_tokens(39)
     spans = [(0, 1, 17), (8, 17, 25), (16, 25, 33), (22, 33, 39)]
     wanted = sum(nats_of(model, tokens, *span) for span in spans)
-    figure = measure(model, tokens, LENGTHS, overlap=0.5)
+    figure = measure(Objective(model), tokens, LENGTHS, overlap=0.5)
     assert figure.nats == pytest.approx(wanted, rel=1e-5)
     assert figure.num_tokens == 38
 
@@ -56,13 +57,13 @@ def test_half_overlapping_windows_have_half_a_window_before_each_token(model):
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_every_token_but_the_first_is_predicted_once(model, count, overlap):
     tokens = some_tokens(count)
-    figure = measure(model, tokens, LENGTHS, overlap=overlap)
+    figure = measure(Objective(model), tokens, LENGTHS, overlap=overlap)
     assert figure.num_tokens == count - 1
     assert figure.num_bytes == int(LENGTHS[tokens[1:]].sum())
 
 
 def test_a_limit_takes_a_part(model):
-    figure = measure(model, some_tokens(400), LENGTHS, limit=100)
+    figure = measure(Objective(model), some_tokens(400), LENGTHS, limit=100)
     assert 80 <= figure.num_tokens <= 120
 
 

@@ -4,13 +4,15 @@ import threading
 
 import pytest
 import torch
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import FileSystemReader
 
 from phiscope.api import load
 from phiscope.errors import TrainingError
-from phiscope.training import trainer
+from phiscope.training import loop, trainer
 from phiscope.training.documents import read_tokens
 from phiscope.training.optimizer import Rates
-from phiscope.training.state import load_state
+from phiscope.training.state import StateFolder
 from phiscope.training.trainer import train
 
 
@@ -21,8 +23,13 @@ def assert_same_weights(report, other):
 
 
 def read_weights(folder):
-    state = torch.load(folder.with_name(folder.name + ".run") / "state.pt", weights_only=True)
-    return state["model"]
+    """Of the last state, all 32 bits of them."""
+    run = folder.with_name(folder.name + ".run")
+    name = json.loads((run / "state.json").read_text())["state"]
+    metadata = FileSystemReader(run / name).read_metadata().state_dict_metadata
+    state = {key: torch.empty(x.size) for key, x in metadata.items() if key.startswith("weights.")}
+    checkpoint.load(state, checkpoint_id=run / name, no_dist=True)
+    return state
 
 
 def read_metrics(options):
@@ -42,7 +49,7 @@ def fail_at(step, record):
 
 def stop_after(steps, monkeypatch):
     """Press Ctrl-C after so many steps."""
-    take_step = trainer.take_step
+    take_step = loop.take_step
 
     def counted(run):
         figures = take_step(run)
@@ -50,7 +57,7 @@ def stop_after(steps, monkeypatch):
             run.stop.set()
         return figures
 
-    monkeypatch.setattr(trainer, "take_step", counted)
+    monkeypatch.setattr(loop, "take_step", counted)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(trained, options, monkeypatch):
@@ -63,7 +70,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(trained, options, 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_state(trained, options, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_record", fail_at(5, trainer._record))
+        patch.setattr(loop, "_record", fail_at(5, loop._record))
         with pytest.raises(MemoryError):
             train(options)
     assert_same_weights(train(dataclasses.replace(options, resume=True)), trained)
@@ -139,11 +146,18 @@ def test_nothing_to_resume_is_said(options):
         train(dataclasses.replace(options, resume=True))
 
 
-def test_a_damaged_state_is_refused(options, tmp_path):
-    state = tmp_path / "state.pt"
-    state.write_bytes(b"PK\x03\x04 not a state")
+def test_a_damaged_state_is_refused(tmp_path):
+    (tmp_path / "state.json").write_text('{"state": ')
     with pytest.raises(TrainingError, match="is damaged and cannot be resumed"):
-        load_state(state, {}, torch.nn.Linear(1, 1), [])
+        StateFolder(tmp_path).load({}, torch.nn.Linear(1, 1), [])
+
+
+def test_a_state_that_lacks_a_file_is_refused(finished):
+    (state,) = finished.run_folder.glob("state-*")
+    for path in state.glob("*.distcp"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(TrainingError, match="is damaged and cannot be resumed"):
+        train(dataclasses.replace(finished, resume=True))
 
 
 def test_a_clock_ends_a_run(options):

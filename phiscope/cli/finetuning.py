@@ -1,0 +1,146 @@
+"""`phiscope finetune`: train a model on examples of prompt and answer."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phiscope.cli.arguments import (
+    add_model_arguments,
+    choose_threads,
+    find_model,
+    name_list,
+    natural,
+    positive,
+    positive_number,
+)
+from phiscope.cli.command import Command
+from phiscope.cli.exits import OK, usage_errors
+from phiscope.cli.printing import emit_facts, emit_json, note, show_count, show_time
+from phiscope.prompts import FORMATS
+
+if TYPE_CHECKING:
+    from phiscope.training.finetuning import FinetuningOptions, FinetuningReport
+
+_NOTES = """\
+DATA has a row for each example: JSONL, CSV, Parquet, Arrow, with columns of
+prompts and answers. Only answers are learned. The result is a folder with
+adapter.safetensors, which `phiscope.load_lora` puts beside the model it was
+trained with; or, with --merge or --full, a checkpoint. The run lies in OUT.run:
+Ctrl-C saves it, and --resume goes on."""
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="a file or folder of examples, or - for stdin")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument("--prompt-field", default="prompt", metavar="NAME")
+    parser.add_argument("--answer-field", default="completion", metavar="NAME")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), default="instruct",
+        help="how prompts are written (default: instruct)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--heldout", type=natural, default=0, metavar="N", help="look at the last N rows only"
+    )
+    parser.add_argument("--full", action="store_true", help="train all weights, not a LoRA")
+    parser.add_argument("--rank", type=positive, default=16, metavar="R", help="of the LoRA")
+    parser.add_argument("--alpha", type=positive_number, default=32.0, metavar="A")
+    parser.add_argument(
+        "--layers", type=name_list, metavar="NAMES",
+        help="of qkv_proj,dense,fc1,fc2 (default: all four)",
+    )  # fmt: skip
+    parser.add_argument("--merge", action="store_true", help="write a whole checkpoint")
+    parser.add_argument("--steps", type=positive, default=200, metavar="N")
+    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="examples a step")
+    parser.add_argument(
+        "--micro-batch", type=positive, metavar="N", help="examples a forward (default: --batch)"
+    )
+    parser.add_argument("--lr", type=positive_number, metavar="LR",
+                        help="largest rate (default: 2e-4, of all weights 2e-5)")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
+                        help="of matrix products")  # fmt: skip
+    parser.add_argument(
+        "--recompute", action="store_true", help="keep less in memory, and compute it again"
+    )
+    parser.add_argument("--seed", type=natural, default=0, metavar="S")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT.run")
+    add_model_arguments(parser)
+
+
+def _run(arguments: Namespace) -> int:
+    from phiscope.training.finetuning import finetune
+
+    with usage_errors():
+        options = _read_options(arguments)
+    try:
+        report = finetune(options)
+    except KeyboardInterrupt:
+        note(f"phiscope: saved; go on with the same command and --resume (folder {options.out})")
+        raise
+    _print(report, as_json=arguments.json)
+    return OK
+
+
+def _read_options(arguments: Namespace) -> "FinetuningOptions":
+    from phiscope.extraction.inputs import Fields
+    from phiscope.heads.lora import LAYERS, LoraOptions
+    from phiscope.loading import ModelSpec
+    from phiscope.training.finetuning import FinetuningOptions
+    from phiscope.training.optimizer import Rates
+
+    folder = find_model(arguments)
+    mode = "fp32-cpu" if arguments.full and arguments.mode == "auto" else arguments.mode
+    layers = arguments.layers or LAYERS
+    rate = arguments.lr or (2e-5 if arguments.full else 2e-4)
+    return FinetuningOptions(
+        out=Path(arguments.out),
+        model=ModelSpec(name=str(folder), mode=mode, num_threads=choose_threads(arguments, folder)),
+        data=arguments.data,
+        fields=Fields(prompt=arguments.prompt_field, completion=arguments.answer_field),
+        format=arguments.format,
+        heldout=arguments.heldout,
+        lora=None
+        if arguments.full
+        else LoraOptions(rank=arguments.rank, alpha=arguments.alpha, layers=layers),
+        merge=arguments.merge,
+        steps=arguments.steps,
+        batch_windows=arguments.batch,
+        micro_windows=arguments.micro_batch or arguments.batch,
+        rates=Rates(
+            method="adamw",
+            matrix_lr=rate,
+            other_lr=rate,
+            weight_decay=0.0,
+            warmup_steps=min(20, arguments.steps // 10),
+            decay_share=0.9,
+        ),
+        seed=arguments.seed,
+        precision=arguments.precision,
+        recompute=arguments.recompute,
+        resume=arguments.resume,
+    )
+
+
+def _print(report: "FinetuningReport", *, as_json: bool) -> None:
+    if as_json:
+        emit_json({**vars(report), "folder": str(report.folder)})
+        return
+    facts = [
+        ("result", report.folder),
+        ("examples", show_count(report.num_examples)),
+        ("trained", f"{show_count(report.num_trained)} weights"),
+        ("steps", f"{show_count(report.steps)} in {show_time(report.seconds)}"),
+    ]
+    if report.heldout_before is not None and report.heldout_after is not None:
+        change = f"{report.heldout_before:.3f} to {report.heldout_after:.3f} nats a token"
+        facts.append(("held out", change))
+    emit_facts(facts)
+
+
+FINETUNE = Command(
+    name="finetune",
+    summary="train a model, or a LoRA beside it, on examples of prompt and answer",
+    usage="DATA --out DIR [--model NAME] [options]",
+    add_arguments=_add_arguments,
+    run=_run,
+    notes=_NOTES,
+)

@@ -1,0 +1,34 @@
+"""Batches: windows of tokens end to end, as a step of training takes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+IGNORED = -100
+"""The target of a token after which nothing is learned."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N tokens of several sequences; attention stays inside each."""
+
+    input_ids: Tensor
+    """(N,) int64."""
+    targets: Tensor
+    """(N,) int64: the token behind each input, or `IGNORED`."""
+    lengths: Sequence[int]
+    """Of the sequences; their sum is N."""
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that something is learned from."""
+        return int((self.targets >= 0).sum())
+
+
+class Source(Protocol):
+    """Windows in an order of their own, which depends on nothing but their number."""
+
+    def batch(self, number: int, size: int) -> Batch:
+        """Windows `number * size` to `(number + 1) * size` since training began."""

@@ -1,0 +1,297 @@
+"""Pretraining: shards of tokens in, a checkpoint out, on one core or on the ranks of a cluster.
+
+Started by itself it is one process; started by `torchrun`, weights, gradients and optimizer are
+sharded over its ranks (FSDP2), and each computes its share of every step's windows. A run that is
+stopped or killed goes on with `resume=True`: to the bit, if as many ranks go on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phiscope.checkpoint import save_checkpoint
+from phiscope.checkpoint.transfer import load_model
+from phiscope.config import PhiConfig
+from phiscope.errors import TrainingError
+from phiscope.model import PhiForCausalLM
+from phiscope.tokenizer import Tokenizer, load_tokenizer
+from phiscope.training.allocation import freed_memory_kept
+from phiscope.training.corpora.mixture import Mixture
+from phiscope.training.corpora.shards import Shards
+from phiscope.training.corpora.windows import Packing, Windows
+from phiscope.training.gradients import Gradients, SequentialGradients, ThreadedGradients
+from phiscope.training.heldout import Figure, byte_lengths, measure
+from phiscope.training.loop import run_steps, say, threads
+from phiscope.training.objective import Objective
+from phiscope.training.optimizer import Rates, make_optimizers
+from phiscope.training.options import LoopOptions, check_dropout
+from phiscope.training.precision import select_precision
+from phiscope.training.ranks import Ranks, gather_weights, joined
+from phiscope.training.state import StateFolder
+from phiscope.training.steps import Run, describe_schedule
+from phiscope.training.throughput import Utilization
+
+SMALL = 50_000_000
+"""Parameters up to which the threads of a CPU take a part of the batch each, with its gradients."""
+PHI_1_5_RATES = Rates(
+    method="adamw",
+    matrix_lr=2e-4,
+    other_lr=2e-4,
+    weight_decay=0.1,
+    betas=(0.9, 0.98),
+    eps=1e-7,
+    warmup_steps=0,
+    decay_share=0.0,
+)
+"""Of the phi-1.5 report: a constant rate without warm-up; its batch was of 2048 sequences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingOptions(LoopOptions):
+    """What is trained on which corpora."""
+
+    out: Path
+    """The checkpoint's folder, made when training ends."""
+    config: PhiConfig
+    corpora: tuple[tuple[Path, float], ...]
+    """Folders of `phiscope corpus build`, and their weights."""
+    tokenizer: Path
+    """The folder of the tokenizer that the corpora were made with."""
+    context: int | None = None
+    """Tokens in a window; None: the model's context."""
+    packing: Packing = "across"
+    start: Path | None = None
+    """A checkpoint to go on from, in place of random weights."""
+    recompute: bool = False
+    """Keep what goes into each block, and compute what is inside again for the gradients."""
+    device: str | None = None
+    """cuda or cpu; None takes GPUs if there are any."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dropout(self.config)
+        if not self.corpora:
+            raise ValueError("there is nothing to train on: name a corpus")
+        limit = self.config.max_position_embeddings
+        if self.context is not None and not 1 <= self.context <= limit:
+            raise ValueError(f"context must be 1 to {limit}, the model's own, got {self.context}")
+
+    @property
+    def run_folder(self) -> Path:
+        """States and metrics of the run: `OUT.run` beside the checkpoint."""
+        return self.out.with_name(self.out.name + ".run")
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window."""
+        return self.context or self.config.max_position_embeddings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingReport:
+    """Figures of a finished run."""
+
+    folder: Path
+    num_parameters: int
+    num_ranks: int
+    steps: int
+    seconds: float
+    tokens: int
+    loss: float | None
+    num_skipped: int
+    heldout: dict[str, Figure]
+    """For each corpus with held-out documents, by its folder's name."""
+
+
+def pretrain(options: PretrainingOptions) -> PretrainingReport:
+    """Train, and write a checkpoint with its tokenizer; every rank returns the report.
+
+    Raises `TrainingError` for corpora that cannot be read or were made with another tokenizer, for
+    a run that is there already, and where the loss is no number; `KeyboardInterrupt` after saving,
+    if it was stopped.
+    """
+    with joined(options.device) as ranks:
+        _check_folders(options, ranks)
+        tokenizer = load_tokenizer(options.tokenizer, options.config)
+        corpora = [Shards.open(path) for path, _ in options.corpora]
+        for shards in corpora:
+            _check_tokenizer(shards, tokenizer)
+        heldout = Heldout(corpora, tokenizer)
+        with _set_up(options, ranks, corpora, heldout) as run:
+            run_steps(run, resume=options.resume)
+            figures = heldout.measure(run.objective)
+            _write(options, run, tokenizer)
+            return _report(options, run, figures)
+
+
+def _check_folders(options: PretrainingOptions, ranks: Ranks) -> None:
+    out, run = options.out, options.run_folder
+    has_state = StateFolder(run).exists
+    ranks.wait()  # nobody makes a folder before all have looked
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out} is there already and is not empty; give a new folder")
+    if has_state and not options.resume:
+        raise TrainingError(f"{run} holds a run; go on with resume, or give another folder")
+    if options.resume and not has_state:
+        raise TrainingError(f"nothing to resume: there is no state in {run}")
+    run.mkdir(parents=True, exist_ok=True)
+
+
+def _check_tokenizer(shards: Shards, tokenizer: Tokenizer) -> None:
+    if shards.manifest.header["tokenizer"]["sha256"] != tokenizer.fingerprint:
+        raise TrainingError(
+            f"{shards.folder} was made with another tokenizer: name the one that built it"
+        )
+
+
+@contextmanager
+def _set_up(
+    options: PretrainingOptions, ranks: Ranks, corpora: Sequence[Shards], heldout: Heldout
+) -> Iterator[Run]:
+    products = _select_products(options, ranks)
+    utilization = Utilization(
+        options.config, options.length, device=ranks.device, products=products
+    )
+    model = _make_model(options).to(ranks.device)
+    objective = Objective(model.train(), products, recompute=options.recompute)
+    ranks.shard(objective)
+    source = _make_source(options, corpora)
+    look = partial(heldout.look, objective, options.eval_tokens)
+    with ExitStack() as stack:
+        gradients, apply = _select_gradients(options, objective, ranks, stack)
+        yield Run(
+            options=options,
+            folder=options.run_folder,
+            objective=objective,
+            source=source,
+            optimizers=make_optimizers(model, options.rates),
+            gradients=gradients,
+            look=look if heldout.parts else None,
+            identity={
+                "corpora": source.digest,
+                "config": options.config.to_dict("phi5"),
+                "start": None if options.start is None else options.start.name,
+                "products": str(products),
+                **describe_schedule(options),
+            },
+            apply=apply,
+            ranks=ranks,
+            utilization=utilization,
+        )
+
+
+def _make_source(options: PretrainingOptions, corpora: Sequence[Shards]) -> Mixture:
+    windows = partial(Windows, length=options.length, seed=options.seed, packing=options.packing)
+    return Mixture(
+        sources=[windows(shards=shards) for shards in corpora],
+        weights=[weight for _, weight in options.corpora],
+        seed=options.seed,
+    )
+
+
+def _select_products(options: PretrainingOptions, ranks: Ranks) -> torch.dtype:
+    is_auto_on_gpu = options.precision == "auto" and ranks.device.type == "cuda"
+    return torch.bfloat16 if is_auto_on_gpu else select_precision(options.precision)
+
+
+def _make_model(options: PretrainingOptions) -> PhiForCausalLM:
+    model = PhiForCausalLM(options.config)
+    if options.start is None:
+        model.init_weights(torch.Generator().manual_seed(options.seed))
+        return model
+    try:
+        model.load_state_dict(load_model(options.start, dtype=torch.float32).state_dict())
+    except RuntimeError as error:
+        raise TrainingError(f"{options.start} is a model of other sizes: {error}") from error
+    return model
+
+
+def _select_gradients(
+    options: PretrainingOptions, objective: Objective, ranks: Ranks, stack: ExitStack
+) -> tuple[Gradients, Callable[..., Any]]:
+    """And how optimizers take their steps: side by side on the threads of one CPU, or in turn."""
+    is_small = options.config.num_parameters < SMALL
+    if ranks.size > 1 or ranks.device.type != "cpu" or not is_small:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        return SequentialGradients(objective, ranks), map
+    stack.enter_context(freed_memory_kept())
+    pool = stack.enter_context(threads(options.threads))
+    return ThreadedGradients(objective, pool), pool.map
+
+
+class Heldout:
+    """The held-out documents of corpora, measured as bits per byte."""
+
+    def __init__(self, corpora: Sequence[Shards], tokenizer: Tokenizer) -> None:
+        self.parts = [
+            Shards.open(shards.folder, "heldout")
+            for shards in corpora
+            if shards.manifest.parts["heldout"]
+        ]
+        self._lengths = byte_lengths(tokenizer)
+
+    def measure(self, objective: Objective, limit: int | None = None) -> dict[str, Figure]:
+        """What a model needs for each corpus, by its folder's name; `limit` as `measure` has it."""
+        return {
+            shards.folder.name: measure(
+                objective, shards.read(0, shards.num_tokens), self._lengths, limit=limit
+            )
+            for shards in self.parts
+        }
+
+    def look(self, objective: Objective, limit: int) -> float:
+        """Bits per byte of a part of all of them."""
+        figures = self.measure(objective, limit).values()
+        return join_figures(figures).bits_per_byte
+
+
+def join_figures(figures: Iterable[Figure]) -> Figure:
+    """Of all texts together."""
+    some = list(figures)
+    return Figure(
+        nats=sum(figure.nats for figure in some),
+        num_tokens=sum(figure.num_tokens for figure in some),
+        num_bytes=sum(figure.num_bytes for figure in some),
+    )
+
+
+def _report(options: PretrainingOptions, run: Run, figures: dict[str, Figure]) -> PretrainingReport:
+    progress = run.progress
+    return PretrainingReport(
+        folder=options.out,
+        num_parameters=options.config.num_parameters,
+        num_ranks=run.ranks.size,
+        steps=progress.step,
+        seconds=progress.seconds,
+        tokens=progress.step * options.batch_windows * options.length,
+        loss=progress.loss,
+        num_skipped=progress.num_skipped,
+        heldout=figures,
+    )
+
+
+def _write(options: PretrainingOptions, run: Run, tokenizer: Tokenizer) -> None:
+    """The first rank writes for all."""
+    weights = gather_weights(run.objective.model)
+    if run.ranks.is_first:
+        say("writing the model")
+        whole = PhiForCausalLM(options.config)
+        whole.load_state_dict(weights)
+        temporary = options.run_folder / "model"
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        save_checkpoint(whole, temporary, dtype=torch.float32)
+        tokenizer.save(temporary)
+        if options.out.exists():
+            options.out.rmdir()
+        temporary.replace(options.out)
+    run.ranks.wait()

@@ -1,0 +1,162 @@
+"""Fine-tuning: answers are learned, prompts are not, and a run goes on where it was stopped."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import phiscope
+from phiscope.errors import TrainingError
+from phiscope.extraction.inputs import Fields
+from phiscope.heads.lora import LoraOptions, load_lora
+from phiscope.loading import ModelSpec
+from phiscope.prompts import select_format
+from phiscope.training import loop
+from phiscope.training.batches import IGNORED
+from phiscope.training.examples import Examples, make_batch, make_example
+from phiscope.training.finetuning import ADAPTER, FinetuningOptions, finetune
+from phiscope.training.optimizer import Rates
+
+COLOURS = ["red", "blue", "green", "black"]
+ROWS = [
+    {"prompt": f"What colour is box {number}?", "completion": COLOURS[number % 4]}
+    for number in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return phiscope.load("nano").tokenizer
+
+
+@pytest.fixture
+def options(tmp_path):
+    data = tmp_path / "examples.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return FinetuningOptions(
+        out=tmp_path / "result",
+        model=ModelSpec(name="nano", mode="fp32-cpu", num_threads=1),
+        data=str(data),
+        fields=Fields(prompt="prompt", completion="completion"),
+        heldout=8,
+        lora=LoraOptions(rank=4),
+        steps=12,
+        batch_windows=4,
+        micro_windows=2,
+        rates=Rates(method="adamw", matrix_lr=3e-3, other_lr=3e-3, warmup_steps=1),
+        eval_every=6,
+        save_every=4,
+    )
+
+
+def test_only_the_answer_and_its_end_are_targets(tokenizer):
+    example = make_example("Say hi.", "Hi there", tokenizer, select_format("instruct"))
+    batch = make_batch([example])
+    prompt = tokenizer.encode("Instruct: Say hi.\nOutput:")
+    answer = [*tokenizer.encode(" Hi there\n"), tokenizer.eos_token_id]
+    assert batch.input_ids.tolist() == (prompt + answer)[:-1]
+    assert batch.targets.tolist() == [IGNORED] * (len(prompt) - 1) + answer
+    assert batch.num_targets == len(answer)
+
+
+def test_a_bare_completion_is_learned_whole(tokenizer):
+    example = make_example("", "def f():\n", tokenizer, select_format("code"))
+    batch = make_batch([example])
+    assert batch.input_ids[0] == tokenizer.eos_token_id
+    assert batch.num_targets == len(batch.input_ids)
+
+
+def test_strangers_texts_write_no_special_tokens(tokenizer):
+    example = make_example("<|endoftext|>", "<|endoftext|>", tokenizer, select_format("instruct"))
+    assert example.ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_each_example_comes_once_per_epoch(tokenizer):
+    made = [make_example(str(n), str(n), tokenizer, select_format("qa")) for n in range(12)]
+    examples = Examples(made, seed=1)
+    for epoch in range(3):
+        batches = [examples.batch(number, 4) for number in range(epoch * 3, epoch * 3 + 3)]
+        found = torch.cat([batch.input_ids for batch in batches])
+        wanted = torch.cat([make_batch([one]).input_ids for one in made])
+        assert found.sort().values.equal(wanted.sort().values)
+    assert not examples.batch(0, 12).input_ids.equal(examples.batch(1, 12).input_ids)
+
+
+@pytest.mark.parametrize("mode", ["fp32-cpu", "int8-cpu"])
+def test_a_lora_learns_the_answers(options, mode):
+    spec = dataclasses.replace(options.model, mode=mode)
+    options = dataclasses.replace(options, model=spec, steps=30)
+    report = finetune(options)
+    assert report.heldout_after < 0.8 * report.heldout_before
+    assert report.num_examples == 32
+    phi = phiscope.load("nano", mode=mode)
+    load_lora(options.out / ADAPTER, phi.model)
+    wanted = phiscope.load("nano", mode=mode)
+    text = "Instruct: What colour is box 3?\nOutput: black"
+    assert phi.score(text).log_likelihood > wanted.score(text).log_likelihood
+
+
+def test_a_merged_checkpoint_loads_and_scores_as_the_adapter(options, tmp_path):
+    finetune(options)
+    merged = dataclasses.replace(options, out=tmp_path / "merged", merge=True)
+    finetune(merged)
+    one = phiscope.load("nano", mode="fp32-cpu")
+    load_lora(options.out / ADAPTER, one.model)
+    two = phiscope.load(merged.out, mode="fp32-cpu")
+    text = "Instruct: What colour is box 3?\nOutput: black"
+    assert one.score(text).log_likelihood == pytest.approx(two.score(text).log_likelihood, abs=1e-4)
+
+
+def test_all_weights_are_trained_in_fp32(options):
+    rates = Rates(method="adamw", matrix_lr=1e-3, other_lr=1e-3, warmup_steps=1)
+    report = finetune(dataclasses.replace(options, lora=None, rates=rates))
+    assert report.num_trained == phiscope.load("nano").config.num_parameters
+    assert report.heldout_after < report.heldout_before
+    assert phiscope.load(options.out).generate("x", max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize("mode", ["bf16-cpu", "bf16-fp32-cpu", "int8-cpu"])
+def test_weights_that_are_not_fp32_are_refused_with_the_reason(options, mode):
+    spec = dataclasses.replace(options.model, mode=mode)
+    with pytest.raises(TrainingError, match="fp16 ones become NaN"):
+        finetune(dataclasses.replace(options, lora=None, model=spec))
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch):
+    finetune(options)
+    again = dataclasses.replace(options, out=tmp_path / "again")
+    take_step = loop.take_step
+
+    def stopping(run):
+        figures = take_step(run)
+        if run.progress.step == 5:
+            run.stop.set()
+        return figures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(again)
+    finetune(dataclasses.replace(again, resume=True))
+    one, two = ((folder / ADAPTER).read_bytes() for folder in (options.out, again.out))
+    assert one == two
+
+
+def test_recomputed_blocks_give_the_same_bits(options, tmp_path):
+    finetune(options)
+    finetune(dataclasses.replace(options, out=tmp_path / "again", recompute=True))
+    one, two = ((f / ADAPTER).read_bytes() for f in (options.out, tmp_path / "again"))
+    assert one == two
+
+
+def test_rows_that_are_no_examples_are_named(options):
+    with pytest.raises(TrainingError, match="row 0 is no example"):
+        finetune(dataclasses.replace(options, fields=Fields(text="prompt")))
+
+
+def test_examples_beyond_the_context_are_named(options, tmp_path):
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"prompt": "x " * 300, "completion": "y"}) + "\n")
+    with pytest.raises(TrainingError, match=r"row 0 has \d+ tokens, more than the 256"):
+        finetune(dataclasses.replace(options, data=str(data), heldout=0))
