@@ -36,13 +36,18 @@ def render() -> str:
     helps = [("phiscope", parser.format_help())]
     for command in COMMANDS:
         helps.append((f"phiscope {command.name}", _help(command.name)))
+        for inner in command.subcommands:
+            helps.append((f"phiscope {command.name} {inner.name}", _help(command.name, inner.name)))
     sections = [f"## {name}\n\n```text\n{text.strip()}\n```\n" for name, text in helps]
     return "\n".join([_INTRODUCTION, *sections])
 
 
-def _help(name: str) -> str:
-    (subparsers,) = make_parser(COMMANDS)._subparsers._group_actions
-    return subparsers.choices[name].format_help()
+def _help(*names: str) -> str:
+    parser = make_parser(COMMANDS)
+    for name in names:
+        (subparsers,) = parser._subparsers._group_actions
+        parser = subparsers.choices[name]
+    return parser.format_help()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from phiscope.errors import CheckpointError, ConfigError, StoreError
+from phiscope.errors import CheckpointError, ConfigError, StoreError, TrainingError
 
-JsonError = type[ConfigError] | type[CheckpointError] | type[StoreError]
+JsonError = type[ConfigError] | type[CheckpointError] | type[StoreError] | type[TrainingError]
 
 
 def read_json_object(path: Path, limit: int, error_type: JsonError) -> dict[str, Any]:

@@ -12,6 +12,7 @@ NAMES = (
     "checkpoints",
     "modes",
     "extraction",
+    "corpora",
     "prefix",
     "synthetic",
     "training",

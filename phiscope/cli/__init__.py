@@ -9,6 +9,7 @@ from phiscope.cli.bench import BENCH
 from phiscope.cli.chat import CHAT
 from phiscope.cli.checkpoints import CONVERT, INFO, QUANTIZE, VERIFY
 from phiscope.cli.command import Command, make_parser
+from phiscope.cli.corpora import CORPUS
 from phiscope.cli.doctor import DOCTOR
 from phiscope.cli.embedding import EMBED
 from phiscope.cli.exits import USAGE, run_to_exit_code
@@ -39,6 +40,7 @@ COMMANDS: tuple[Command, ...] = (
     QUANTIZE,
     EXPORT_HUB,
     SYNTHESIZE,
+    CORPUS,
     TRAIN,
     PRETRAIN,
     FINETUNE,

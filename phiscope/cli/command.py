@@ -24,6 +24,8 @@ class Command:
     """Does the work and gives the exit code."""
     notes: str = ""
     """What `--help` says below the options."""
+    subcommands: "tuple[Command, ...]" = ()
+    """What it does, one of which is named next: `corpus build`. Then nothing is run by itself."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -55,7 +57,7 @@ def make_parser(commands: Iterable[Command]) -> ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", prog="phiscope")
     parser.set_defaults(command=None)
     for command in commands:
-        _add(subparsers, command)
+        _add(subparsers, "phiscope", command)
     return parser
 
 
@@ -65,19 +67,27 @@ Data goes to stdout, words to stderr. Exit codes: 0 ok, 1 failed, 2 usage,
 3 some input rows were bad, 4 a fault of the checkpoint, 130 interrupted."""
 
 
-def _add(subparsers: "argparse._SubParsersAction[Parser]", command: Command) -> None:
+def _add(subparsers: "argparse._SubParsersAction[Parser]", program: str, command: Command) -> None:
+    name = f"{program} {command.name}"
     parser = subparsers.add_parser(
         command.name,
         help=command.summary,
-        usage=f"phiscope {command.name} {command.usage}",
+        usage=f"{name} {command.usage}",
         description=command.summary[0].upper() + command.summary[1:] + ".",
         epilog=command.notes,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON instead of text",
+        default=False if program == "phiscope" else argparse.SUPPRESS,
+    )  # fmt: skip
     parser.set_defaults(command=command)
+    if command.subcommands:
+        inner = parser.add_subparsers(title="commands", metavar="COMMAND", prog=name, required=True)
+        for subcommand in command.subcommands:
+            _add(inner, name, subcommand)
 
 
 def _terminal_width() -> int:
