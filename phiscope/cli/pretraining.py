@@ -112,7 +112,6 @@ def _make_config(arguments: Namespace, tokenizer: "Tokenizer") -> "PhiConfig":
     from phiscope.training.options import small_config
 
     end = tokenizer.eos_token_id
-    ends = {"bos_token_id": end, "eos_token_id": end}
     if arguments.size is not None:
         size = dict(arguments.size)
         config = small_config(
@@ -122,10 +121,11 @@ def _make_config(arguments: Namespace, tokenizer: "Tokenizer") -> "PhiConfig":
             heads=size["heads"],
             context=size["context"],
         )
-        return replace(config, **ends)
+        return replace(config, bos_token_id=end, eos_token_id=end)
     name = arguments.config or arguments.start
     config = PRESETS[name] if name in PRESETS else read_config(resolve(name))
-    return replace(config, embd_pdrop=0.0, resid_pdrop=0.0, attention_dropout=0.0, **ends)
+    config = replace(config, embd_pdrop=0.0, resid_pdrop=0.0, attention_dropout=0.0)
+    return replace(config, bos_token_id=end, eos_token_id=end)
 
 
 def _make_rates(arguments: Namespace) -> "Rates":

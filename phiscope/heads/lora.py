@@ -78,18 +78,20 @@ def add_lora(
 ) -> PhiForCausalLM:
     """Freeze a model and put changes beside its layers, in place; gives the model.
 
-    Its output is what it was until the changes are trained. A is drawn uniformly as `nn.Linear`
-    draws its weights; without a seed A is left for `load_lora` to fill.
+    Its output is what it was until the changes are trained, but that integer layers leave
+    activations unrounded from now on. A is drawn uniformly as `nn.Linear` draws its weights;
+    without a seed A is left for `load_lora` to fill.
     """
     if any(True for _ in list_lora(model)):
         raise ValueError("the model has a LoRA already: merge it, or load the model anew")
     model.requires_grad_(False)
+    _let_gradients_pass(model)
     generator = torch.Generator().manual_seed(seed or 0)
     for block in model.model.layers:
-        for parent in (block.self_attn, block.mlp):
+        for parent in (block.get_submodule("self_attn"), block.get_submodule("mlp")):
             for name, layer in list(parent.named_children()):
                 if name in options.layers:
-                    changed = LoraLinear(_with_gradients(layer), options)
+                    changed = LoraLinear(layer, options)
                     if seed is not None:
                         nn.init.kaiming_uniform_(changed.lora_a, math.sqrt(5), generator=generator)
                     setattr(parent, name, changed)
@@ -203,6 +205,9 @@ def _read_shape(layer: nn.Module) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
-def _with_gradients(layer: nn.Module) -> nn.Module:
-    """Of integers, the layer that leaves activations as they are: it has exact gradients."""
-    return layer.widened() if isinstance(layer, QuantizedLinear) and not layer.wide else layer
+def _let_gradients_pass(model: PhiForCausalLM) -> None:
+    """Integer layers leave activations as they are from now on: their gradients are exact."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, QuantizedLinear) and not layer.wide:
+                setattr(parent, name, layer.widened())

@@ -10,9 +10,9 @@ IGNORED = -100
 """The target of a token after which nothing is learned."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """N tokens of several sequences; attention stays inside each."""
+    """N tokens of several sequences; `phiscope.packing.pack_lengths(batch.lengths)` packs them."""
 
     input_ids: Tensor
     """(N,) int64."""

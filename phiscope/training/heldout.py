@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ Apply = Callable[[Callable[[list["Span"]], float], Iterable[list["Span"]]], Iter
 
 def measure(
     objective: Objective,
-    tokens: Ids,
+    tokens: npt.NDArray[Any],
     lengths: Ids,
     *,
     overlap: float = 0.0,
@@ -100,7 +102,7 @@ def _batches(spans: list[Span], size: int) -> Iterator[list[Span]]:
 
 
 @torch.no_grad()
-def _nats(objective: Objective, tokens: Ids, spans: list[Span]) -> float:
+def _nats(objective: Objective, tokens: npt.NDArray[Any], spans: list[Span]) -> float:
     inputs = [_ids(tokens, begin, end - 1) for begin, _, end in spans]
     targets = [_ids(tokens, begin + 1, end) for begin, _, end in spans]
     for one, (begin, first, _) in zip(targets, spans, strict=True):
@@ -109,5 +111,5 @@ def _nats(objective: Objective, tokens: Ids, spans: list[Span]) -> float:
     return float(objective.of(Batch(torch.cat(inputs), torch.cat(targets), lengths)))
 
 
-def _ids(tokens: Ids, begin: int, end: int) -> Tensor:
+def _ids(tokens: npt.NDArray[Any], begin: int, end: int) -> Tensor:
     return torch.from_numpy(tokens[begin:end].astype(np.int64))

@@ -77,9 +77,10 @@ def make_optimizers(model: nn.Module, rates: Rates) -> list[torch.optim.Optimize
             optimizers.append(
                 _MUON([matrices], lr=rates.matrix_lr, weight_decay=rates.weight_decay)
             )
-    optimizers.append(
-        torch.optim.AdamW(adamw, lr=rates.other_lr, betas=rates.betas, eps=rates.eps, fused=True)
-    )
+    adamw = [group for group in adamw if group["params"]]  # torch saves no state of an empty one
+    if adamw:
+        settings: dict[str, Any] = {"lr": rates.other_lr, "betas": rates.betas, "eps": rates.eps}
+        optimizers.append(torch.optim.AdamW(adamw, fused=True, **settings))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
     return optimizers

@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
+from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 from torch.optim import Optimizer
 
 from phiscope.errors import TrainingError
@@ -85,11 +89,12 @@ class StateFolder:
         record = self._read_record()
         check_identity(record["identity"], identity, self.folder)
         weights, moments = get_state_dict(model, optimizers)
-        state = {"weights": weights, "moments": moments}
+        state: dict[str, Any] = {"weights": weights, "moments": moments}
         path = self.folder / record["state"]
         try:
-            checkpoint.load(state, checkpoint_id=path, no_dist=self.ranks.size == 1)
-        except Exception as error:  # torch raises many kinds for a damaged folder
+            with _alone():
+                load_checkpoint(state, checkpoint_id=path, no_dist=self.ranks.size == 1)
+        except (Exception, CheckpointException) as error:  # torch raises many kinds
             raise TrainingError(f"{path} is damaged and cannot be resumed: {error}") from error
         set_state_dict(
             model,
@@ -103,7 +108,8 @@ class StateFolder:
         if self.ranks.is_first and path.exists():  # of a run that was killed here
             shutil.rmtree(path)
         self.ranks.wait()
-        checkpoint.save(state, checkpoint_id=path, no_dist=self.ranks.size == 1)
+        with _alone():
+            save_checkpoint(state, checkpoint_id=path, no_dist=self.ranks.size == 1)
 
     def _point_to(self, record: Mapping[str, Any]) -> None:
         partial = self.folder / (_NAME + ".partial")
@@ -133,3 +139,11 @@ def check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Pa
                 f"{path} belongs to another run: {name} was {saved.get(name)!r} and now is "
                 f"{wanted.get(name)!r}; give the same, or another folder"
             )
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without torch's warning that a single process saves for itself, as it is told to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

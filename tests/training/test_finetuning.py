@@ -50,6 +50,12 @@ def options(tmp_path):
     )
 
 
+def score_answer(phi):
+    """The log-probability of an answer behind its prompt."""
+    score = phi.score("Instruct: What colour is box 3?\nOutput: black")
+    return sum(score.logprobs[-len(phi.tokenizer.encode(" black")) :])
+
+
 def test_only_the_answer_and_its_end_are_targets(tokenizer):
     example = make_example("Say hi.", "Hi there", tokenizer, select_format("instruct"))
     batch = make_batch([example])
@@ -93,8 +99,7 @@ def test_a_lora_learns_the_answers(options, mode):
     phi = phiscope.load("nano", mode=mode)
     load_lora(options.out / ADAPTER, phi.model)
     wanted = phiscope.load("nano", mode=mode)
-    text = "Instruct: What colour is box 3?\nOutput: black"
-    assert phi.score(text).log_likelihood > wanted.score(text).log_likelihood
+    assert score_answer(phi) > score_answer(wanted)
 
 
 def test_a_merged_checkpoint_loads_and_scores_as_the_adapter(options, tmp_path):
@@ -104,8 +109,7 @@ def test_a_merged_checkpoint_loads_and_scores_as_the_adapter(options, tmp_path):
     one = phiscope.load("nano", mode="fp32-cpu")
     load_lora(options.out / ADAPTER, one.model)
     two = phiscope.load(merged.out, mode="fp32-cpu")
-    text = "Instruct: What colour is box 3?\nOutput: black"
-    assert one.score(text).log_likelihood == pytest.approx(two.score(text).log_likelihood, abs=1e-4)
+    assert score_answer(one) == pytest.approx(score_answer(two), abs=1e-4)
 
 
 def test_all_weights_are_trained_in_fp32(options):

@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
-from phiscope.training.corpora.building import build_corpus
-from phiscope.training.corpora.options import CorpusOptions
-from phiscope.training.corpora.shards import Shards
 from small_documents import make_documents
 from two_ranks import make_options
 
@@ -23,7 +20,11 @@ from phiscope.checkpoint import load_model
 from phiscope.errors import TrainingError
 from phiscope.extraction.inputs import Fields, open_source
 from phiscope.tokenizer import Tokenizer
+from phiscope.training import steps
 from phiscope.training.bpe import train_bpe
+from phiscope.training.corpora.building import build_corpus
+from phiscope.training.corpora.options import CorpusOptions
+from phiscope.training.corpora.shards import Shards
 from phiscope.training.pretraining import PHI_1_5_RATES, pretrain
 from phiscope.training.throughput import count_flops_per_token
 
@@ -61,6 +62,10 @@ def read_weights(folder):
     return load_model(folder, dtype=torch.float32).state_dict()
 
 
+def read_metrics(run_folder):
+    return [json.loads(row) for row in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def assert_equal(one, other):
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
@@ -93,7 +98,7 @@ def test_a_checkpoint_that_loads_and_is_better_than_chance(options):
     assert report.heldout["corpus"].bits_per_byte < 5
     assert report.tokens == 40 * 8 * 32
     assert phiscope.load(options.out).generate("def line_", max_new_tokens=4).token_ids
-    rows = [json.loads(row) for row in (options.run_folder / "metrics.jsonl").open()]
+    rows = read_metrics(options.run_folder)
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert all(0 < row["mfu"] < 1 for row in rows)
 
@@ -106,7 +111,7 @@ def test_two_ranks_killed_or_not_give_the_same_bits_and_what_one_gives(options, 
     for name in alone:
         torch.testing.assert_close(alone[name], whole[name], rtol=2e-3, atol=2e-4)
     two, one = (
-        [json.loads(row)["loss"] for row in (folder / "metrics.jsonl").open()]
+        [row["loss"] for row in read_metrics(folder)]
         for folder in (trained_by_two / "whole.run", options.run_folder)
     )
     assert two == pytest.approx(one, rel=1e-5)
@@ -116,7 +121,7 @@ def test_one_rank_goes_on_from_the_state_of_two(options, trained_by_two):
     longer = dataclasses.replace(options, steps=10, resume=True)
     shutil.copytree(trained_by_two / "whole.run", longer.run_folder)
     assert pretrain(longer).steps == 10
-    rows = [json.loads(row) for row in (longer.run_folder / "metrics.jsonl").open()]
+    rows = read_metrics(longer.run_folder)
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert rows[-1]["loss"] < rows[0]["loss"]
 
@@ -129,16 +134,33 @@ def test_recomputing_blocks_changes_no_bit(options, tmp_path):
 
 def test_training_goes_on_from_a_checkpoint(options, tmp_path):
     pretrain(options)
-    first = json.loads((options.run_folder / "metrics.jsonl").open().readline())["loss"]
+    first = read_metrics(options.run_folder)[0]["loss"]
     later = dataclasses.replace(options, out=tmp_path / "later", start=options.out, seed=1)
     pretrain(later)
-    rows = (later.run_folder / "metrics.jsonl").open()
-    assert json.loads(rows.readline())["loss"] < first
+    assert read_metrics(later.run_folder)[0]["loss"] < first
 
 
-def test_a_spike_is_dropped_and_counted(options):
-    report = pretrain(dataclasses.replace(options, spike=1.0000001))
-    assert 0 < report.num_skipped < 8
+def test_a_spike_is_dropped_and_counted(options, monkeypatch):
+    pretrain(options)
+    clip = steps._clip
+
+    def spiked(run):
+        norm = clip(run)
+        return 100.0 if run.progress.step == 4 else norm
+
+    monkeypatch.setattr(steps, "_clip", spiked)
+    spared = dataclasses.replace(options, out=options.out.with_name("spared"), spike=20.0)
+    assert pretrain(spared).num_skipped == 1
+    losses = [[row["loss"] for row in read_metrics(x.run_folder)] for x in (options, spared)]
+    assert losses[0][:5] == losses[1][:5]
+    assert losses[0][5:] != losses[1][5:]
+
+
+def test_a_run_of_spikes_ends(options, monkeypatch):
+    norms = iter([1.0, *[100.0] * 99])
+    monkeypatch.setattr(steps, "_clip", lambda run: next(norms))
+    with pytest.raises(TrainingError, match="10 steps in a row were more than 20"):
+        pretrain(dataclasses.replace(options, steps=20, spike=20.0))
 
 
 def test_another_tokenizer_is_refused(options, tmp_path):

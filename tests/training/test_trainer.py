@@ -15,6 +15,8 @@ from phiscope.training.optimizer import Rates
 from phiscope.training.state import StateFolder
 from phiscope.training.trainer import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 
 def assert_same_weights(report, other):
     one, other = (read_weights(x.folder) for x in (report, other))

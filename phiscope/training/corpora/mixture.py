@@ -13,8 +13,9 @@ from fractions import Fraction
 from functools import cached_property
 from math import isfinite
 
+from phiscope.training.batches import Batch
 from phiscope.training.corpora.permutation import draw_integer
-from phiscope.training.corpora.windows import Batch, Windows, gather
+from phiscope.training.corpora.windows import Windows, gather
 
 _BITS = 64
 

@@ -13,32 +13,13 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from phiscope.training.batches import IGNORED, Batch
 from phiscope.training.corpora.permutation import draw_integer, make_keys, permute
 from phiscope.training.corpora.shards import Integers, Shards
 
 Packing = Literal["across", "documents"]
 PACKINGS: tuple[str, ...] = get_args(Packing)
-IGNORED = -100
-"""A target that is left out of the loss: `ignore_index` of `torch.nn.functional.cross_entropy`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Windows laid end to end. `phiscope.packing.pack_lengths(batch.lengths)` is their packing."""
-
-    input_ids: Tensor
-    """(N,) int64."""
-    targets: Tensor
-    """(N,) int64: the token behind each input, or `IGNORED`."""
-    lengths: list[int]
-    """Of the sequences, which attention does not leave; N in all."""
-
-    @property
-    def num_targets(self) -> int:
-        """Targets that count: what a mean loss is over."""
-        return int((self.targets != IGNORED).sum())
 
 
 class Drawn(Protocol):
