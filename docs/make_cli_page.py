@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from phiscope.cli import COMMANDS
-from phiscope.cli.command import make_parser
+from phiscope.cli.command import CommandGroup, make_parser
 
 PAGE = Path(__file__).with_name("cli.md")
 _INTRODUCTION = """\
@@ -32,17 +32,22 @@ command. This page is written by `make docs`.
 def render() -> str:
     """The page, with every help as an 80-column terminal shows it."""
     os.environ["COLUMNS"] = "80"
-    parser = make_parser(COMMANDS)
-    helps = [("phiscope", parser.format_help())]
+    helps = [("phiscope", make_parser(COMMANDS).format_help())]
     for command in COMMANDS:
         helps.append((f"phiscope {command.name}", _help(command.name)))
+        for part in command.commands if isinstance(command, CommandGroup) else ():
+            words = (command.name, part.name)
+            helps.append((" ".join(["phiscope", *words]), _help(*words)))
     sections = [f"## {name}\n\n```text\n{text.strip()}\n```\n" for name, text in helps]
     return "\n".join([_INTRODUCTION, *sections])
 
 
-def _help(name: str) -> str:
-    (subparsers,) = make_parser(COMMANDS)._subparsers._group_actions
-    return subparsers.choices[name].format_help()
+def _help(*words: str) -> str:
+    parser = make_parser(COMMANDS)
+    for word in words:
+        (subparsers,) = parser._subparsers._group_actions
+        parser = subparsers.choices[word]
+    return parser.format_help()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from phiscope.errors import CheckpointError, ConfigError, StoreError
+from phiscope.errors import CheckpointError, ConfigError, FilterError, StoreError
 
-JsonError = type[ConfigError] | type[CheckpointError] | type[StoreError]
+JsonError = type[ConfigError] | type[CheckpointError] | type[StoreError] | type[FilterError]
 
 
 def read_json_object(path: Path, limit: int, error_type: JsonError) -> dict[str, Any]:

@@ -12,6 +12,7 @@ NAMES = (
     "checkpoints",
     "modes",
     "extraction",
+    "filtering",
     "prefix",
     "transformers",
 )

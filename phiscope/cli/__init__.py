@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from phiscope.cli.bench import BENCH
 from phiscope.cli.chat import CHAT
 from phiscope.cli.checkpoints import CONVERT, INFO, QUANTIZE, VERIFY
-from phiscope.cli.command import Command, make_parser
+from phiscope.cli.command import Command, CommandGroup, make_parser
 from phiscope.cli.doctor import DOCTOR
 from phiscope.cli.embedding import EMBED
 from phiscope.cli.exits import USAGE, run_to_exit_code
 from phiscope.cli.exports import EXPORT
 from phiscope.cli.extraction import EXTRACT, PLAN
+from phiscope.cli.filtering import FILTER
 from phiscope.cli.generation import GENERATE
 from phiscope.cli.hub import EXPORT_HUB
 from phiscope.cli.states import STATES
 from phiscope.cli.stores import MERGE, VIEW
 from phiscope.cli.training import TRAIN
 
-COMMANDS: tuple[Command, ...] = (
+COMMANDS: tuple[Command | CommandGroup, ...] = (
     GENERATE,
     CHAT,
     STATES,
@@ -31,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     VERIFY,
     MERGE,
     EXPORT,
+    FILTER,
     INFO,
     CONVERT,
     QUANTIZE,

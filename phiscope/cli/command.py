@@ -26,6 +26,16 @@ class Command:
     """What `--help` says below the options."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandGroup:
+    """Subcommands that share their first word."""
+
+    name: str
+    summary: str
+    commands: tuple[Command, ...]
+    """Each under its second word."""
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help as wide as the terminal, at most 100 columns; the options begin at column 28."""
 
@@ -41,7 +51,7 @@ class Parser(ArgumentParser):
         (sys.stdout if file is None else file).write(self.format_help())
 
 
-def make_parser(commands: Iterable[Command]) -> ArgumentParser:
+def make_parser(commands: Iterable[Command | CommandGroup]) -> ArgumentParser:
     """Build the parser of `phiscope`; the chosen command is `arguments.command`."""
     parser = Parser(
         prog="phiscope",
@@ -55,7 +65,10 @@ def make_parser(commands: Iterable[Command]) -> ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", prog="phiscope")
     parser.set_defaults(command=None)
     for command in commands:
-        _add(subparsers, command)
+        if isinstance(command, CommandGroup):
+            _add_group(subparsers, command)
+        else:
+            _add_json(_add(subparsers, command, "phiscope"), default=False)
     return parser
 
 
@@ -65,19 +78,43 @@ Data goes to stdout, words to stderr. Exit codes: 0 ok, 1 failed, 2 usage,
 3 some input rows were bad, 4 a fault of the checkpoint, 130 interrupted."""
 
 
-def _add(subparsers: "argparse._SubParsersAction[Parser]", command: Command) -> None:
+def _add(
+    subparsers: "argparse._SubParsersAction[Parser]", command: Command, program: str
+) -> Parser:
     parser = subparsers.add_parser(
         command.name,
         help=command.summary,
-        usage=f"phiscope {command.name} {command.usage}",
+        usage=f"{program} {command.name} {command.usage}",
         description=command.summary[0].upper() + command.summary[1:] + ".",
         epilog=command.notes,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(command=command)
+    return parser
+
+
+def _add_group(subparsers: "argparse._SubParsersAction[Parser]", group: CommandGroup) -> None:
+    program = f"phiscope {group.name}"
+    parser = subparsers.add_parser(
+        group.name,
+        help=group.summary,
+        usage=f"{program} COMMAND [options]",
+        description=group.summary[0].upper() + group.summary[1:] + ".",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    below = parser.add_subparsers(title="commands", metavar="COMMAND", prog=program, required=True)
+    for command in group.commands:
+        _add_json(_add(below, command, program), default=argparse.SUPPRESS)
+    _add_json(parser, default=False)
+
+
+def _add_json(parser: ArgumentParser, *, default: object) -> None:
+    """`default`: SUPPRESS where the parser above has set it."""
+    help = "print JSON instead of text"
+    parser.add_argument("--json", action="store_true", default=default, help=help)
 
 
 def _terminal_width() -> int:
