@@ -161,6 +161,8 @@ def _tell(fitted: "Filter", arguments: Namespace) -> None:
         emit_json({"out": arguments.out, "head": fitted.head.kind, "report": report.to_json()})
     else:
         _print(report, fitted.head.kind)
+    if report.head.auroc <= 0.5:
+        note("phiscope: warning: on held-out rows the filter is no better than chance")
     if report.head.average_precision <= report.baseline.average_precision:
         note("phiscope: warning: the baseline does as well; these states or labels add nothing")
     note(f"{arguments.out}: written")
