@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := hf,sentences,serve,ray,eval,plot,gguf,train,dev
+EXTRAS := hf,sentences,serve,ray,eval,plot,gguf,train,filter,dev
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile --constraint constraints.txt
 WHEEL := build/wheel

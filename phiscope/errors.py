@@ -12,6 +12,7 @@
     |-- TrainingError                    a training run that cannot start, resume or go on
     |-- InputError                       input that cannot be read as rows
     |-- StoreError                       a store that is damaged, busy, or of another job
+    |-- FilterError                      a filter that is damaged, of another model, or unfittable
     `-- MissingExtraError (ImportError)  an optional dependency that is not installed
 
 A wrong argument is a plain `ValueError` or `TypeError`.
@@ -64,6 +65,10 @@ class InputError(PhiscopeError):
 
 class StoreError(PhiscopeError):
     """A store that is damaged, in use, or the work of another job."""
+
+
+class FilterError(PhiscopeError):
+    """A filter that is damaged, belongs to another model, or cannot be fitted on such labels."""
 
 
 class MissingExtraError(PhiscopeError, ImportError):

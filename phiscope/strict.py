@@ -8,9 +8,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from phiscope.errors import CheckpointError, ConfigError, StoreError, TrainingError
+from phiscope.errors import CheckpointError, ConfigError, FilterError, StoreError, TrainingError
 
-JsonError = type[ConfigError] | type[CheckpointError] | type[StoreError] | type[TrainingError]
+JsonError = (
+    type[ConfigError]
+    | type[CheckpointError]
+    | type[FilterError]
+    | type[StoreError]
+    | type[TrainingError]
+)
 
 
 def read_json_object(path: Path, limit: int, error_type: JsonError) -> dict[str, Any]:

@@ -13,6 +13,7 @@ NAMES = (
     "modes",
     "extraction",
     "corpora",
+    "filtering",
     "prefix",
     "synthetic",
     "training",

@@ -15,6 +15,7 @@ from phiscope.cli.embedding import EMBED
 from phiscope.cli.exits import USAGE, run_to_exit_code
 from phiscope.cli.exports import EXPORT
 from phiscope.cli.extraction import EXTRACT, PLAN
+from phiscope.cli.filtering import FILTER
 from phiscope.cli.finetuning import FINETUNE
 from phiscope.cli.generation import GENERATE
 from phiscope.cli.hub import EXPORT_HUB
@@ -35,6 +36,7 @@ COMMANDS: tuple[Command, ...] = (
     VERIFY,
     MERGE,
     EXPORT,
+    FILTER,
     INFO,
     CONVERT,
     QUANTIZE,

@@ -52,7 +52,7 @@ def identify(extractor: Extractor, spec: Mapping[str, Json]) -> dict[str, Json]:
         },
         "edits": [_describe_edit(edit) for edit in extractor.edits],
         "model": {
-            "config": _digest_config(model.config),
+            "config": digest_config(model.config),
             "weights": digest_weights(model, extractor.depth, head=_needs_head(extractor)),
         },
         "tokenizer": extractor.tokenizer.fingerprint,
@@ -73,7 +73,8 @@ def digest_weights(model: PhiForCausalLM, depth: int | None, *, head: bool) -> s
     return _digest("\n".join(sorted(lines)))
 
 
-def _digest_config(config: PhiConfig) -> str:
+def digest_config(config: PhiConfig) -> str:
+    """SHA-256 over what a forward reads of a config."""
     read = {name: value for name, value in asdict(config).items() if name not in _UNREAD}
     return _digest(repr(sorted(read.items())))
 

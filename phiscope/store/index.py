@@ -38,7 +38,7 @@ class TextIndex:
 
 def index_texts(batches: Iterable[pa.RecordBatch]) -> TextIndex:
     """One row per text."""
-    ids = [name for batch in batches for name in _read_ids(batch).to_pylist()]
+    ids = [name for batch in batches for name in read_ids(batch).to_pylist()]
     return TextIndex(ids, np.arange(len(ids) + 1))
 
 
@@ -48,7 +48,7 @@ def index_tokens(batches: Iterable[pa.RecordBatch]) -> TextIndex:
     starts: list[Array] = []
     num_rows, last_id, last_position = 0, None, -1
     for batch in batches:
-        names, positions = _read_ids(batch), batch.column("pos").to_numpy()
+        names, positions = read_ids(batch), batch.column("pos").to_numpy()
         goes_on = names[0].as_py() == last_id and positions[0] > last_position
         begins = np.append(not goes_on, _find_changes(names) | (np.diff(positions) <= 0))
         places = np.flatnonzero(begins)
@@ -69,7 +69,7 @@ def name_choices(wanted: str, known: Iterable[str]) -> str:
     return f"there is {', '.join(map(repr, names[:_NUM_NAMED])) or 'none'}{more}"
 
 
-def _read_ids(batch: pa.RecordBatch) -> pa.Array:
+def read_ids(batch: pa.RecordBatch) -> pa.Array:
     """The ids, which are sure to be strings: a damaged one could lead outside the map."""
     names = batch.column("id")
     try:

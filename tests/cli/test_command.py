@@ -10,12 +10,14 @@ NAMES = [command.name for command in COMMANDS]
 ASK_EVERY_HELP = """
 import sys
 from phiscope.cli import COMMANDS, main
-for words in (["--help"], ["--version"], *([command.name, "--help"] for command in COMMANDS)):
+names = [[command.name] for command in COMMANDS]
+names += [["filter", "fit"], ["filter", "score"]]
+for words in (["--help"], ["--version"], *([*name, "--help"] for name in names)):
     try:
         main(words)
     except SystemExit as exit:
         assert exit.code == 0, words
-print(sorted({"torch", "numpy", "tokenizers", "transformers"} & set(sys.modules)))
+print(sorted({"torch", "numpy", "tokenizers", "transformers", "sklearn"} & set(sys.modules)))
 """
 
 

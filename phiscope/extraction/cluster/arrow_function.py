@@ -113,7 +113,7 @@ class ArrowFunction:
         first = next(arriving, None)
         if first is None:
             return
-        extractor = _make_extractor(self.recipe)
+        extractor = self.load()
         self._check_ids(first.schema)
         reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], arriving))
         source, size = open_source(reader, self.fields), extractor.shard_size
@@ -122,6 +122,10 @@ class ArrowFunction:
             if not rows:
                 return
             yield from self._run(extractor, rows, begin)
+
+    def load(self) -> Extractor:
+        """The extractor of this process, which is loaded when it is first asked for."""
+        return _make_extractor(self.recipe)
 
     def _check_ids(self, given: pa.Schema) -> None:
         """Refuse numbers as names where there are several calls, and so several rows of each."""
