@@ -43,7 +43,6 @@ from phiscope.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from phiscope.extraction.inputs import Fields
-    from phiscope.extraction.job import Job
     from phiscope.extraction.progress import Report
     from phiscope.statistics.measuring import Measured
 
@@ -261,12 +260,13 @@ class Phi:
         are computed again, alone and in fp32, and their errors put into the manifest. See
         docs/extraction.md. Raises `InputError`, `PointError` and `StoreError`.
         """
-        from phiscope.extraction.job import run_job
+        from phiscope.extraction.job import open_job, run_job
         from phiscope.extraction.progress import Progress
 
+        source = {"data": data, "fields": fields, "format": format}
         settings |= {"points": points, "pool": pool}
-        job = self._make_job(data, out, settings, fields=fields, format=format, part=part)
-        job = replace(job, verify=verify)
+        parts = (self.model, self.tokenizer, self._edits)
+        job = open_job(*parts, settings, Path(out), **source, part=part, verify=verify)
         return run_job(job, resume=resume, progress=Progress(job.extractor, shows=progress))
 
     def extract_statistics(
@@ -288,11 +288,14 @@ class Phi:
         Classes are named by the column `fields.label`. `diagonal` keeps variances in place of
         covariances. `phiscope.PointStatistics.load(out)` reads them.
         """
+        from phiscope.extraction.job import open_job
         from phiscope.extraction.progress import Progress
         from phiscope.statistics.measuring import measure
 
+        source = {"data": data, "fields": fields, "format": format}
         settings = {"dtype": "float32", **settings, "points": points, "pool": pool}
-        job = self._make_job(data, out, settings, fields=fields, format=format, part=part)
+        parts = (self.model, self.tokenizer, self._edits)
+        job = open_job(*parts, settings, Path(out), **source, part=part)
         shown = Progress(job.extractor, shows=progress)
         return measure(job, diagonal=diagonal, progress=shown)
 
@@ -319,29 +322,6 @@ class Phi:
             yield self
         finally:
             self._edits = before
-
-    def _make_job(
-        self,
-        data: Any,
-        out: str | Path,
-        settings: Mapping[str, Any],
-        *,
-        fields: "Fields | None",
-        format: str | None,
-        part: tuple[int, int] | None,
-    ) -> "Job":
-        """Imports what only corpora need: a tenth of a second that no first token waits for."""
-        from phiscope.extraction.extractor import Extractor
-        from phiscope.extraction.inputs import Fields, open_source
-        from phiscope.extraction.job import Job
-        from phiscope.extraction.options import make_options
-
-        return Job(
-            extractor=Extractor(self.model, self.tokenizer, make_options(**settings), self._edits),
-            source=open_source(data, fields or Fields(), format=format),
-            out=Path(out),
-            part=part,
-        )
 
     @property
     def _loaded_layers(self) -> int | None:

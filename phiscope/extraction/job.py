@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from phiscope.activations.edits import Edit
 from phiscope.errors import StoreError
 from phiscope.extraction.extractor import Extractor
 from phiscope.extraction.identity import identify
-from phiscope.extraction.inputs import Row, Source
+from phiscope.extraction.inputs import Fields, Row, Source, open_source
 from phiscope.extraction.interrupts import interruptible
+from phiscope.extraction.options import make_options
 from phiscope.extraction.progress import Progress, Report
 from phiscope.extraction.shard import digest_rows
 from phiscope.extraction.verification import (
@@ -20,7 +22,9 @@ from phiscope.extraction.verification import (
     read_verification,
     verify_rows,
 )
+from phiscope.model import PhiForCausalLM
 from phiscope.store import Disk, StoreWriter, open_store, set_verification
+from phiscope.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,29 @@ class Job:
     def is_ours(self, number: int) -> bool:
         """Whether a shard belongs to this part of the job."""
         return self.part is None or number % self.part[1] == self.part[0]
+
+
+def open_job(
+    model: PhiForCausalLM,
+    tokenizer: Tokenizer,
+    edits: Sequence[Edit],
+    settings: Mapping[str, Any],
+    out: Path,
+    *,
+    data: Any,
+    fields: Fields | None = None,
+    format: str | None = None,
+    part: tuple[int, int] | None = None,
+    verify: int = 0,
+) -> Job:
+    """The job of a loaded model and data of any form; `settings` are those of `ExtractOptions`."""
+    return Job(
+        extractor=Extractor(model, tokenizer, make_options(**settings), edits),
+        source=open_source(data, fields or Fields(), format=format),
+        out=out,
+        part=part,
+        verify=verify,
+    )
 
 
 def run_job(
