@@ -52,6 +52,16 @@ def trained_by_two(prepared, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def alone(prepared, tmp_path_factory):
+    """The options of what one rank made, whose folders no test changes."""
+    eos = Shards.open(prepared / "corpus").eos_token_id
+    out = tmp_path_factory.mktemp("alone") / "model"
+    made = make_options(prepared / "corpus", prepared / "tokenizer", out, eos)
+    pretrain(made)
+    return made
+
+
 @pytest.fixture
 def options(prepared, tmp_path):
     eos = Shards.open(prepared / "corpus").eos_token_id
@@ -103,16 +113,15 @@ def test_a_checkpoint_that_loads_and_is_better_than_chance(options):
     assert all(0 < row["mfu"] < 1 for row in rows)
 
 
-def test_two_ranks_killed_or_not_give_the_same_bits_and_what_one_gives(options, trained_by_two):
+def test_two_ranks_killed_or_not_give_the_same_bits_and_what_one_gives(alone, trained_by_two):
     whole, killed = (read_weights(trained_by_two / name) for name in ("whole", "killed"))
     assert_equal(whole, killed)
-    pretrain(options)
-    alone = read_weights(options.out)
-    for name in alone:
-        torch.testing.assert_close(alone[name], whole[name], rtol=2e-3, atol=2e-4)
+    weights = read_weights(alone.out)
+    for name in weights:
+        torch.testing.assert_close(weights[name], whole[name], rtol=2e-3, atol=2e-4)
     two, one = (
         [row["loss"] for row in read_metrics(folder)]
-        for folder in (trained_by_two / "whole.run", options.run_folder)
+        for folder in (trained_by_two / "whole.run", alone.run_folder)
     )
     assert two == pytest.approx(one, rel=1e-5)
 
@@ -126,22 +135,18 @@ def test_one_rank_goes_on_from_the_state_of_two(options, trained_by_two):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_recomputing_blocks_changes_no_bit(options, tmp_path):
-    pretrain(options)
-    pretrain(dataclasses.replace(options, out=tmp_path / "again", recompute=True))
-    assert_equal(read_weights(options.out), read_weights(tmp_path / "again"))
+def test_recomputing_blocks_changes_no_bit(alone, options):
+    pretrain(dataclasses.replace(options, recompute=True))
+    assert_equal(read_weights(alone.out), read_weights(options.out))
 
 
-def test_training_goes_on_from_a_checkpoint(options, tmp_path):
-    pretrain(options)
-    first = read_metrics(options.run_folder)[0]["loss"]
-    later = dataclasses.replace(options, out=tmp_path / "later", start=options.out, seed=1)
-    pretrain(later)
-    assert read_metrics(later.run_folder)[0]["loss"] < first
+def test_training_goes_on_from_a_checkpoint(alone, options):
+    pretrain(dataclasses.replace(options, start=alone.out, seed=1, steps=1))
+    first, later = (read_metrics(x.run_folder)[0]["loss"] for x in (alone, options))
+    assert later < first
 
 
-def test_a_spike_is_dropped_and_counted(options, monkeypatch):
-    pretrain(options)
+def test_a_spike_is_dropped_and_counted(alone, options, monkeypatch):
     clip = steps._clip
 
     def spiked(run):
@@ -149,9 +154,8 @@ def test_a_spike_is_dropped_and_counted(options, monkeypatch):
         return 100.0 if run.progress.step == 4 else norm
 
     monkeypatch.setattr(steps, "_clip", spiked)
-    spared = dataclasses.replace(options, out=options.out.with_name("spared"), spike=20.0)
-    assert pretrain(spared).num_skipped == 1
-    losses = [[row["loss"] for row in read_metrics(x.run_folder)] for x in (options, spared)]
+    assert pretrain(dataclasses.replace(options, spike=20.0)).num_skipped == 1
+    losses = [[row["loss"] for row in read_metrics(x.run_folder)] for x in (alone, options)]
     assert losses[0][:5] == losses[1][:5]
     assert losses[0][5:] != losses[1][5:]
 
