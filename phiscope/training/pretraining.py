@@ -124,7 +124,7 @@ def pretrain(options: PretrainingOptions) -> PretrainingReport:
         corpora = [Shards.open(path) for path, _ in options.corpora]
         for shards in corpora:
             _check_tokenizer(shards, tokenizer)
-        heldout = Heldout(corpora, tokenizer)
+        heldout = Heldout.of(corpora, tokenizer)
         with _set_up(options, ranks, corpora, heldout) as run:
             run_steps(run, resume=options.resume)
             figures = heldout.measure(run.objective)
@@ -229,15 +229,17 @@ def _select_gradients(
 
 
 class Heldout:
-    """The held-out documents of corpora, measured as bits per byte."""
+    """Documents that are not trained on, measured as bits per byte."""
 
-    def __init__(self, corpora: Sequence[Shards], tokenizer: Tokenizer) -> None:
-        self.parts = [
-            Shards.open(shards.folder, "heldout")
-            for shards in corpora
-            if shards.manifest.parts["heldout"]
-        ]
+    def __init__(self, parts: Sequence[Shards], tokenizer: Tokenizer) -> None:
+        self.parts = parts
         self._lengths = byte_lengths(tokenizer)
+
+    @classmethod
+    def of(cls, corpora: Sequence[Shards], tokenizer: Tokenizer) -> Heldout:
+        """What corpora hold out, of those that do."""
+        having = [shards for shards in corpora if shards.manifest.parts["heldout"]]
+        return cls([Shards.open(shards.folder, "heldout") for shards in having], tokenizer)
 
     def measure(self, objective: Objective, limit: int | None = None) -> dict[str, Figure]:
         """What a model needs for each corpus, by its folder's name; `limit` as `measure` has it."""
