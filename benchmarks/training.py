@@ -26,7 +26,7 @@ from phiscope.training.options import LoopOptions, preset_options
 from phiscope.training.steps import Run, take_step
 from phiscope.training.throughput import count_flops_per_token
 
-BATCH, MICRO = 24, 4
+BATCH, MICRO = 24, 3
 
 
 def main() -> None:

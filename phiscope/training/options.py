@@ -124,7 +124,7 @@ def small_config(
 def _tiny(**given: Any) -> TrainingOptions:
     config = small_config(vocab_size=4096, hidden_size=256, layers=4, heads=8, context=512)
     rates = Rates(matrix_lr=0.02, other_lr=4e-3, warmup_steps=60, decay_share=0.5)
-    defaults = {"steps": 1900, "batch_windows": 24, "micro_windows": 4, "precision": "fp32"}
+    defaults = {"steps": 1900, "batch_windows": 24, "micro_windows": 3, "precision": "fp32"}
     return TrainingOptions(name="tiny", config=config, rates=rates, **{**defaults, **given})
 
 
